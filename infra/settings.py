@@ -1,0 +1,85 @@
+"""Where everything is: one settings object for the stack, the api, the jobs and the CLI.
+
+Every value can be set by an environment variable ``STREAMBANK_<NAME>`` (say ``STREAMBANK_KAFKA_PORT=19092``); the
+CLI's flags read the same variables. The defaults are a local stack on loopback.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Unknown STREAMBANK_ variables are ignored; a wrong value is an error that names it."""
+
+    model_config = SettingsConfigDict(env_prefix="STREAMBANK_", frozen=True)
+
+    home: Path = Field(PROJECT_ROOT / ".streambank", description="Downloaded jars and the Flink overlay; shared by every stack of this clone.")
+    data_dir: Path = Field(PROJECT_ROOT / ".streambank" / "data", description="Data, logs and secrets of one stack.")
+    host: str = Field("127.0.0.1", description="Address that the local servers listen on.")
+
+    kafka_port: int = Field(9092, description="Kafka broker.")
+    kafka_controller_port: int = Field(9093, description="Kafka KRaft controller.")
+    registry_port: int = Field(8082, description="Schema registry.")
+    flink_port: int = Field(8081, description="Flink REST API and web UI.")
+    flink_rpc_port: int = Field(6123, description="Flink JobManager RPC.")
+    postgres_port: int = Field(5433, description="Postgres.")
+    cassandra_port: int = Field(9042, description="Cassandra native protocol.")
+    cassandra_storage_port: int = Field(7000, description="Cassandra internode.")
+    valkey_port: int = Field(6380, description="Valkey.")
+    api_port: int = Field(8080, description="Streambank API.")
+    faust_web_port: int = Field(6066, description="First of the ports of the sinks' health and metrics pages.")
+
+    postgres_database: str = Field("streambank", description="Database of the projections.")
+    postgres_user: str = Field("postgres", description="Role of the projections' owner.")
+    cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        return f"{self.host}:{self.kafka_port}"
+
+    @property
+    def registry_url(self) -> str:
+        """Base of the registry's Confluent-compatible API."""
+        return f"http://{self.host}:{self.registry_port}/apis/ccompat/v7"
+
+    @property
+    def flink_url(self) -> str:
+        return f"http://{self.host}:{self.flink_port}"
+
+    @property
+    def postgres_dsn(self) -> str:
+        return f"postgresql://{self.postgres_user}@{self.host}:{self.postgres_port}/{self.postgres_database}"
+
+    @property
+    def valkey_url(self) -> str:
+        return f"redis://{self.host}:{self.valkey_port}/0"
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.host}:{self.api_port}"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Keys and client secrets made for the local stack; mode 0700, never in git."""
+        return self.data_dir / "secrets"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "flink" / "checkpoints"
+
+    @property
+    def savepoints_dir(self) -> Path:
+        return self.data_dir / "flink" / "savepoints"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

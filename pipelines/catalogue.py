@@ -1,0 +1,125 @@
+"""Every topic and every pipeline of Streambank, in one typed table.
+
+Provisioning, schema registration, the jobs, the sinks, `streambank graph` and the reference docs all read this
+table; nothing else names a topic. A topic's value schema is ``avro/<name>.avsc``: one record, the frame.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+FOREVER_MS: Final = -1
+
+SCHEMA_DIRECTORY: Final = next(
+    path
+    for path in (Path(__file__).parent / "avro", Path(__file__).parent.parent / "avro")
+    if path.is_dir()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A Kafka topic whose every record is one frame; its partition is the frame's shard.
+
+    ``writers`` says who numbers the frames: a topic with one writing job numbers them per shard from 1 without a
+    gap, and readers drop what they have already applied; frames of many producers carry sequence 0 and their events
+    are idempotent by id. The partition count of a topic never changes.
+    """
+
+    name: str
+    partitions: int
+    retention_ms: int
+    owner: str
+    writers: Literal["one job", "many producers"]
+    doc: str
+
+    @property
+    def subject(self) -> str:
+        """Registry subject of the topic's value schema (TopicNameStrategy)."""
+        return f"{self.name}-value"
+
+    @property
+    def schema_path(self) -> Path:
+        return SCHEMA_DIRECTORY / f"{self.name}.avsc"
+
+    def schema(self) -> dict[str, Any]:
+        """The topic's Avro schema as parsed JSON."""
+        return _read_schema(self.schema_path)
+
+
+@cache
+def _read_schema(path: Path) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema
+
+
+LEDGER_SHARDS: Final = 4
+
+LEDGER_COMMANDS: Final = Topic(
+    "ledger.commands",
+    partitions=LEDGER_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="api",
+    writers="many producers",
+    doc="Commands to the ledger, as accepted by the API.",
+)
+LEDGER_RESULTS: Final = Topic(
+    "ledger.results",
+    partitions=LEDGER_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="ledger",
+    writers="one job",
+    doc="One result per command, in the order of the command frame.",
+)
+LEDGER_EVENTS: Final = Topic(
+    "ledger.events",
+    partitions=LEDGER_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="ledger",
+    writers="one job",
+    doc="Accounts created and transfers applied; append-only and complete.",
+)
+LEDGER_DEAD_LETTERS: Final = Topic(
+    "ledger.dead-letters",
+    partitions=LEDGER_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="ledger",
+    writers="many producers",
+    doc="Records and events that the ledger job or its sinks set aside.",
+)
+
+TOPICS: Final[dict[str, Topic]] = {
+    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """One system's kernel with the topics around it. ``kernel`` names its factory as ``module:attribute``."""
+
+    name: str
+    kernel: str
+    inputs: tuple[Topic, ...]
+    outputs: tuple[Topic, ...]
+    dead_letters: Topic
+    shards: int
+    doc: str
+
+
+PIPELINES: Final[dict[str, Pipeline]] = {
+    "ledger": Pipeline(
+        "ledger",
+        kernel="pipelines.ledger.kernel:LedgerKernel",
+        inputs=(LEDGER_COMMANDS,),
+        outputs=(LEDGER_RESULTS, LEDGER_EVENTS),
+        dead_letters=LEDGER_DEAD_LETTERS,
+        shards=LEDGER_SHARDS,
+        doc="Double-entry ledger: accounts and transfers with limits, idempotent by id.",
+    ),
+}

@@ -1,0 +1,1 @@
+"""One module per claim. Each has ``measure(...) -> list[Measurement]``; `streambank bench` runs, prints and stores them."""

@@ -17,9 +17,7 @@ DAY_MS: Final = 24 * HOUR_MS
 FOREVER_MS: Final = -1
 
 SCHEMA_DIRECTORY: Final = next(
-    path
-    for path in (Path(__file__).parent / "avro", Path(__file__).parent.parent / "avro")
-    if path.is_dir()
+    path for path in (Path(__file__).parent / "avro", Path(__file__).parent.parent / "avro") if path.is_dir()
 )
 
 

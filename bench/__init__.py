@@ -1,1 +1,3 @@
-"""One module per claim. Each has ``measure(...) -> list[Measurement]``; `streambank bench` runs, prints and stores them."""
+"""One module per claim.
+
+Each has ``measure(...) -> list[Measurement]``; `streambank bench` runs, prints and stores them."""

@@ -21,6 +21,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STREAMBANK_", frozen=True)
 
     home: Path = Field(
+        PROJECT_ROOT / ".streambank", description="Downloaded jars and the Flink overlay; shared by all stacks of a clone."
+    )
         PROJECT_ROOT / ".streambank",
         description="Downloaded jars and the Flink overlay; shared by every stack of this clone.",
     )
@@ -44,6 +46,8 @@ class Settings(BaseSettings):
     )
 
     topic_prefix: str = Field(
+        "", description="Put before every topic and consumer group, so that several environments share a broker."
+    )
         "",
         description="Put before every topic name and consumer group, so that several environments can share a broker.",
     )

@@ -1,1 +1,3 @@
-"""The domain: frames, codec, kernels. Pure - no broker, runtime, HTTP, database, clock or randomness is imported here."""
+"""The domain: frames, codec, kernels.
+
+Pure: no broker, runtime, HTTP, database, clock or randomness is imported here."""

@@ -4,7 +4,8 @@ A kernel is a deterministic state machine of one shard: the same frames in give 
 It sees no clock, randomness, environment, Kafka, Flink or database; time comes from the frames. A refused command is
 an output event with a reason code. A broken invariant raises `InvariantBroken`, which stops the job.
 
-State lives in NumPy arrays cut into pages (`pipelines.pages`), so that a runtime can store what changed and load it again.
+State lives in NumPy arrays cut into pages (`pipelines.pages`), so that a runtime can store what changed and load
+it again.
 """
 
 from __future__ import annotations

@@ -21,14 +21,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STREAMBANK_", frozen=True)
 
     home: Path = Field(
-        PROJECT_ROOT / ".streambank", description="Downloaded jars and the Flink overlay; shared by all stacks of a clone."
-    )
         PROJECT_ROOT / ".streambank",
         description="Downloaded jars and the Flink overlay; shared by every stack of this clone.",
     )
-    data_dir: Path = Field(
-        PROJECT_ROOT / ".streambank" / "data", description="Data, logs and secrets of one stack."
-    )
+    data_dir: Path = Field(PROJECT_ROOT / ".streambank" / "data", description="Data, logs and secrets of one stack.")
     host: str = Field("127.0.0.1", description="Address that the local servers listen on.")
 
     kafka_port: int = Field(9092, description="Kafka broker.")
@@ -41,15 +37,11 @@ class Settings(BaseSettings):
     cassandra_storage_port: int = Field(7000, description="Cassandra internode.")
     valkey_port: int = Field(6380, description="Valkey.")
     api_port: int = Field(8080, description="Streambank API.")
-    faust_web_port: int = Field(
-        6066, description="First of the ports of the sinks' health and metrics pages."
-    )
+    faust_web_port: int = Field(6066, description="First of the ports of the sinks' health and metrics pages.")
 
     topic_prefix: str = Field(
-        "", description="Put before every topic and consumer group, so that several environments share a broker."
-    )
         "",
-        description="Put before every topic name and consumer group, so that several environments can share a broker.",
+        description="Put before every topic and consumer group, so that several environments share a broker.",
     )
     postgres_database: str = Field("streambank", description="Database of the projections.")
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")

@@ -1,0 +1,99 @@
+"""How to reach the stores, and as whom.
+
+Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads them and the api's clients; the owner
+(``STREAMBANK_POSTGRES_USER``) only migrates. The local stack trusts connections on loopback. Elsewhere passwords come
+from the environment (``STREAMBANK_POSTGRES_SINK_PASSWORD``, ``STREAMBANK_POSTGRES_API_PASSWORD``, for the owner
+``PGPASSWORD``; ``STREAMBANK_CASSANDRA_USER`` and ``STREAMBANK_CASSANDRA_PASSWORD``) and never from a file of the
+project; they are put in no log and no connection string.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from psycopg.conninfo import make_conninfo
+
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "API_ROLE",
+    "ROLE_PASSWORD_VARIABLES",
+    "SINK_ROLE",
+    "cassandra_cluster",
+    "cassandra_session",
+    "postgres_conninfo",
+]
+
+SINK_ROLE: Final = "streambank_sink"
+API_ROLE: Final = "streambank_api"
+ROLE_PASSWORD_VARIABLES: Final = {
+    SINK_ROLE: "STREAMBANK_POSTGRES_SINK_PASSWORD",
+    API_ROLE: "STREAMBANK_POSTGRES_API_PASSWORD",
+}
+CONNECT_TIMEOUT_S: Final = 5
+
+
+def postgres_conninfo(settings: Settings, role: str | None = None, database: str | None = None) -> str:
+    """libpq connection string for ``role`` (default: the owner), with the role's password if the environment has one.
+
+    Holds a secret where passwords are used: pass it to psycopg, never to a log.
+    """
+    password = os.environ.get(ROLE_PASSWORD_VARIABLES.get(role or "", ""), "")
+    return make_conninfo(
+        host=settings.host,
+        port=settings.postgres_port,
+        dbname=database or settings.postgres_database,
+        user=role or settings.postgres_user,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        # A dead server must be noticed within seconds, not after TCP's minutes.
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+        tcp_user_timeout=10_000,
+        **({"password": password} if password else {}),
+    )
+
+
+def cassandra_cluster(settings: Settings) -> Any:
+    """A `cassandra.cluster.Cluster`, token-aware within the first data centre met, not yet connected."""
+    from cassandra.auth import PlainTextAuthProvider
+    from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
+    from cassandra.policies import (
+        DCAwareRoundRobinPolicy,
+        ExponentialReconnectionPolicy,
+        TokenAwarePolicy,
+    )
+    from cassandra.query import ConsistencyLevel
+
+    user = os.environ.get("STREAMBANK_CASSANDRA_USER", "")
+    profile = ExecutionProfile(
+        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy()),
+        consistency_level=ConsistencyLevel.LOCAL_QUORUM,
+        request_timeout=10.0,
+    )
+    return Cluster(
+        [settings.host],
+        port=settings.cassandra_port,
+        auth_provider=(
+            PlainTextAuthProvider(user, os.environ.get("STREAMBANK_CASSANDRA_PASSWORD", "")) if user else None
+        ),
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        protocol_version=5,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        reconnection_policy=ExponentialReconnectionPolicy(base_delay=0.5, max_delay=10.0),
+    )
+
+
+@contextmanager
+def cassandra_session(settings: Settings, *, keyspace: bool = True) -> Iterator[Any]:
+    """A connected session, closed with its cluster on exit. Raises `cassandra.cluster.NoHostAvailable`."""
+    cluster = cassandra_cluster(settings)
+    try:
+        yield cluster.connect(settings.cassandra_keyspace if keyspace else None)
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,220 @@
+"""Topics on the broker, made equal to the catalogue.
+
+`plan` compares, `apply` changes what the plan says and nothing else: it creates missing topics and sets the
+configuration keys that the catalogue owns; other keys that an operator set stay. It never deletes a topic and never
+changes a partition count: partition equals shard, so with another count every stored balance, offset and sequence
+would belong to the wrong shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.errors import KafkaError
+
+from infra.settings import Settings, settings
+from pipelines.catalogue import TOPICS, Topic
+from pipelines.errors import StreambankError
+
+__all__ = ["MAX_RECORD_BYTES", "TopicError", "TopicPlan", "TopicState", "apply", "plan", "states"]
+
+MAX_RECORD_BYTES: Final = 1_048_576
+"""Largest record batch of a topic; frames are cut well below (256 KiB)."""
+TIMEOUT_MS: Final = 15_000
+
+
+class TopicError(StreambankError):
+    """The broker is away, refused a change, or a topic contradicts the catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """What it takes to make one topic equal to the catalogue."""
+
+    topic: Topic
+    name: str
+    create: bool = False
+    changes: dict[str, tuple[str | None, str]] = field(default_factory=dict)
+    """Configuration key -> (value on the broker, value wanted)."""
+    refused: str = ""
+    """Why this topic cannot be made equal; nothing at all is applied while one topic is refused."""
+
+    @property
+    def action(self) -> str:
+        if self.refused:
+            return "refuse"
+        return "create" if self.create else "change" if self.changes else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A catalogue topic as it is on the broker; ``partitions`` is 0 when it is missing."""
+
+    topic: Topic
+    name: str
+    partitions: int
+    records: int
+    """Offsets between the start and the end of all partitions."""
+
+
+def topic_config(topic: Topic, min_insync_replicas: int = 1) -> dict[str, str]:
+    """The configuration keys that the catalogue owns, as the broker spells their values."""
+    return {
+        "cleanup.policy": "delete",
+        "compression.type": "producer",  # whole batches are compressed by producers; again would only cost the broker
+        "max.message.bytes": str(MAX_RECORD_BYTES),
+        "message.timestamp.type": "CreateTime",
+        "min.insync.replicas": str(min_insync_replicas),
+        "retention.bytes": "-1",
+        "retention.ms": str(topic.retention_ms),
+    }
+
+
+def plan(
+    config: Settings | None = None, *, replication_factor: int = 1, min_insync_replicas: int = 1
+) -> list[TopicPlan]:
+    """One entry per catalogue topic, in the catalogue's order."""
+    config = config or settings()
+    _check_replication(replication_factor, min_insync_replicas)
+    with _admin(config) as admin:
+        return _plan(admin, config, replication_factor, min_insync_replicas)
+
+
+def apply(
+    config: Settings | None = None, *, replication_factor: int = 1, min_insync_replicas: int = 1
+) -> list[TopicPlan]:
+    """Carry out the plan and wait until every new partition has a leader; returns the plan that was carried out.
+
+    Raises `TopicError` before changing anything when a topic contradicts the catalogue.
+    """
+    config = config or settings()
+    _check_replication(replication_factor, min_insync_replicas)
+    with _admin(config) as admin:
+        plans = _plan(admin, config, replication_factor, min_insync_replicas)
+        refused = [entry for entry in plans if entry.refused]
+        if refused:
+            raise TopicError("; ".join(f"{entry.name}: {entry.refused}" for entry in refused))
+        new = {
+            entry.name: {
+                "num_partitions": entry.topic.partitions,
+                "replication_factor": replication_factor,
+                "configs": topic_config(entry.topic, min_insync_replicas),
+            }
+            for entry in plans
+            if entry.create
+        }
+        if new:
+            admin.create_topics(new, timeout_ms=TIMEOUT_MS)
+            admin.wait_for_topics(list(new), timeout_ms=TIMEOUT_MS)
+        changed = [entry for entry in plans if entry.changes and not entry.create]
+        if changed:
+            answers = admin.alter_configs(
+                [
+                    ConfigResource(
+                        ConfigResourceType.TOPIC, entry.name, {key: new for key, (_, new) in entry.changes.items()}
+                    )
+                    for entry in changed
+                ]
+            )
+            failed = {name: answer for name, answer in answers["topic"].items() if answer != "OK"}
+            if failed:
+                raise TopicError("; ".join(f"{name}: {answer}" for name, answer in failed.items()))
+        return plans
+
+
+def states(config: Settings | None = None) -> list[TopicState]:
+    """Every catalogue topic with its partitions and record counts on the broker."""
+    config = config or settings()
+    with _admin(config) as admin:
+        partitions = _partition_counts(admin, config)
+        found = []
+        for topic in TOPICS.values():
+            name = config.kafka_topic(topic.name)
+            count = len(partitions.get(name, ()))
+            targets = [TopicPartition(name, partition) for partition in range(count)]
+            records = 0
+            if targets:
+                ends = admin.list_partition_offsets(dict.fromkeys(targets, OffsetSpec.LATEST))
+                starts = admin.list_partition_offsets(dict.fromkeys(targets, OffsetSpec.EARLIEST))
+                records = sum(ends[target].offset - starts[target].offset for target in targets)
+            found.append(TopicState(topic, name, count, records))
+        return found
+
+
+def _plan(admin: Any, config: Settings, replication_factor: int, min_insync_replicas: int) -> list[TopicPlan]:
+    partitions = _partition_counts(admin, config)
+    present = [topic for topic in TOPICS.values() if config.kafka_topic(topic.name) in partitions]
+    current: dict[str, dict[str, Any]] = {}
+    if present:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, config.kafka_topic(topic.name)) for topic in present]
+        current = admin.describe_configs(resources, config_filter="all")["topic"]
+    plans = []
+    for topic in TOPICS.values():
+        name = config.kafka_topic(topic.name)
+        wanted = topic_config(topic, min_insync_replicas)
+        replicas = partitions.get(name)
+        if replicas is None:
+            plans.append(TopicPlan(topic, name, create=True, changes={key: (None, wanted[key]) for key in wanted}))
+            continue
+        changes = {
+            key: (current[name][key]["value"], value)
+            for key, value in wanted.items()
+            if current[name][key]["value"] != value
+        }
+        refused = ""
+        if len(replicas) != topic.partitions:
+            refused = (
+                f"has {len(replicas)} partitions, the catalogue says {topic.partitions}. A partition is a shard and "
+                "their count never changes: restore the catalogue, or make a new topic and replay into it"
+            )
+        elif set(replicas) != {replication_factor}:
+            refused = (
+                f"has replication factor {', '.join(map(str, sorted(set(replicas))))}, asked for {replication_factor}. "
+                "Move replicas with Kafka's kafka-reassign-partitions, then apply again"
+            )
+        plans.append(TopicPlan(topic, name, changes=changes, refused=refused))
+    return plans
+
+
+def _partition_counts(admin: Any, config: Settings) -> dict[str, list[int]]:
+    """Replicas of each partition, by name, of the catalogue's topics that exist."""
+    wanted = {config.kafka_topic(topic.name) for topic in TOPICS.values()}
+    return {
+        described["name"]: [len(partition["replica_nodes"]) for partition in described["partitions"]]
+        for described in admin.describe_topics(sorted(wanted & set(admin.list_topics()))) or ()
+        if described["name"] in wanted
+    }
+
+
+def _check_replication(replication_factor: int, min_insync_replicas: int) -> None:
+    if not 1 <= min_insync_replicas <= replication_factor:
+        raise TopicError(
+            f"min.insync.replicas {min_insync_replicas} must be between 1 and replication factor {replication_factor}"
+        )
+
+
+@contextmanager
+def _admin(config: Settings) -> Iterator[Any]:
+    """An admin client, closed at the end; broker errors become `TopicError`."""
+    try:
+        admin = KafkaAdminClient(
+            bootstrap_servers=config.kafka_bootstrap,
+            client_id="streambank-topics",
+            request_timeout_ms=TIMEOUT_MS,
+            bootstrap_timeout_ms=TIMEOUT_MS,
+        )
+    except KafkaError as error:
+        raise TopicError(
+            f"Kafka at {config.kafka_bootstrap} does not answer ({error}); start it with `streambank up`"
+        ) from error
+    try:
+        yield admin
+    except KafkaError as error:
+        raise TopicError(f"Kafka at {config.kafka_bootstrap}: {error}") from error
+    finally:
+        admin.close()

@@ -81,7 +81,7 @@ LEDGER_EVENTS: Final = Topic(
     retention_ms=FOREVER_MS,
     owner="ledger",
     writers="one job",
-    doc="Accounts created and transfers applied; append-only and complete.",
+    doc="Accounts created, transfers applied and expired; append-only and complete.",
 )
 LEDGER_DEAD_LETTERS: Final = Topic(
     "ledger.dead-letters",
@@ -99,14 +99,20 @@ TOPICS: Final[dict[str, Topic]] = {
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """One system's kernel with the topics around it. ``kernel`` names its factory as ``module:attribute``."""
+    """One system's kernel with the topics around it. ``kernel`` names its factory as ``module:attribute``.
+
+    ``replies`` is the output that answers an input frame event by event. ``max_frame_events`` bounds the events of an
+    input frame, so that its largest output stays below Kafka's record size limit of 1 MB.
+    """
 
     name: str
     kernel: str
     inputs: tuple[Topic, ...]
     outputs: tuple[Topic, ...]
+    replies: Topic
     dead_letters: Topic
     shards: int
+    max_frame_events: int
     doc: str
 
 
@@ -116,8 +122,10 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         kernel="pipelines.ledger.kernel:LedgerKernel",
         inputs=(LEDGER_COMMANDS,),
         outputs=(LEDGER_RESULTS, LEDGER_EVENTS),
+        replies=LEDGER_RESULTS,
         dead_letters=LEDGER_DEAD_LETTERS,
         shards=LEDGER_SHARDS,
+        max_frame_events=2_000,
         doc="Double-entry ledger: accounts and transfers with limits, idempotent by id.",
     ),
 }

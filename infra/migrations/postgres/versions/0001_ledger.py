@@ -23,10 +23,10 @@ CREATE TABLE accounts (
     debits_posted     numeric(39, 0) NOT NULL DEFAULT 0,
     credits_pending   numeric(39, 0) NOT NULL DEFAULT 0,
     credits_posted    numeric(39, 0) NOT NULL DEFAULT 0,
-    closed            boolean        NOT NULL DEFAULT false,
+    closed            boolean        GENERATED ALWAYS AS ((flags & 32) <> 0) STORED,
     timestamp         bigint         NOT NULL,
-    balance_timestamp bigint         NOT NULL,
     sequence          bigint         NOT NULL,
+    event_index       integer        NOT NULL,
     PRIMARY KEY (shard, id),
     CHECK (debits_pending >= 0 AND debits_posted >= 0 AND credits_pending >= 0 AND credits_posted >= 0)
 ) WITH (fillfactor = 80);
@@ -36,9 +36,8 @@ COMMENT ON COLUMN accounts.flags IS
     'Bits: 1 linked, 2 debits_must_not_exceed_credits, 4 credits_must_not_exceed_debits, 8 history, 16 '
     'imported, 32 closed.';
 COMMENT ON COLUMN accounts.timestamp IS 'Creation, nanoseconds since the epoch.';
-COMMENT ON COLUMN accounts.balance_timestamp IS
-    'Timestamp of the last transfer in the balances; the creation if there is none.';
 COMMENT ON COLUMN accounts.sequence IS 'Sequence of the ledger.events frame that last changed the row.';
+COMMENT ON COLUMN accounts.event_index IS 'Position in that frame of the event that last changed the row.';
 
 CREATE TABLE transfers (
     shard             integer        NOT NULL,
@@ -68,6 +67,21 @@ CREATE INDEX transfers_by_debit_account ON transfers (shard, debit_account_id, t
 CREATE INDEX transfers_by_credit_account ON transfers (shard, credit_account_id, timestamp);
 -- Rows arrive in the order of their timestamps, so a block range index finds a time span at almost no cost.
 CREATE INDEX transfers_by_timestamp ON transfers USING brin (timestamp) WITH (autosummarize = on);
+
+CREATE TABLE transfer_expiries (
+    shard             integer        NOT NULL,
+    pending_id        numeric(39, 0) NOT NULL,
+    debit_account_id  numeric(39, 0) NOT NULL,
+    credit_account_id numeric(39, 0) NOT NULL,
+    amount            numeric(39, 0) NOT NULL,
+    ledger            bigint         NOT NULL,
+    code              integer        NOT NULL,
+    timestamp         bigint         NOT NULL,
+    sequence          bigint         NOT NULL,
+    PRIMARY KEY (shard, pending_id)
+);
+COMMENT ON TABLE transfer_expiries IS 'Pending transfers that reached their timeout, append-only.';
+COMMENT ON COLUMN transfer_expiries.amount IS 'Amount released from the pending balances.';
 
 CREATE TABLE sink_offsets (
     sink               text        NOT NULL,
@@ -100,12 +114,12 @@ COMMENT ON TABLE dead_letters_handled IS
 
 GRANT USAGE ON SCHEMA public TO streambank_sink, streambank_api;
 GRANT SELECT, INSERT, UPDATE ON accounts, sink_offsets TO streambank_sink;
-GRANT SELECT, INSERT ON transfers TO streambank_sink;
-GRANT SELECT ON accounts, transfers, sink_offsets TO streambank_api;
+GRANT SELECT, INSERT ON transfers, transfer_expiries TO streambank_sink;
+GRANT SELECT ON accounts, transfers, transfer_expiries, sink_offsets TO streambank_api;
 GRANT SELECT, INSERT ON dead_letters_handled TO streambank_sink;
 """
 
-DOWNGRADE = "DROP TABLE dead_letters_handled, sink_offsets, transfers, accounts;"
+DOWNGRADE = "DROP TABLE dead_letters_handled, sink_offsets, transfer_expiries, transfers, accounts;"
 
 
 def upgrade() -> None:

@@ -1,0 +1,280 @@
+"""Runs a pipeline's kernel as a Flink job: Kafka source -> shards with journaled state -> Kafka sink.
+
+Promises:
+
+- Order: a partition is a shard and has one writer; its frames are applied in the order of the log.
+- Delivery: the sink is at least once and sends at once, without waiting for a checkpoint. Outputs carry sequences
+  that are part of the state, so that the frames repeated after a restore are equal to the first ones and readers drop
+  them (docs/adr/0003-delivery.md).
+- A record that is no frame becomes a dead letter and the job goes on. A broken invariant, or any other error of a
+  kernel, fails the job with the whole Python traceback in its message.
+- A job started without a savepoint reads its input from the beginning and so rebuilds its state; offsets are committed
+  for monitoring only. Starting at committed offsets with an empty state would lose what lies before them.
+
+A pipeline has one input topic: with several, the order between them could be another after a restore, and equal
+sequences would then stand for other outputs.
+
+Every Flink option can be given at submission (``-D key=value``); `DEFAULTS` hold where none is given. The keys
+``streambank.journal.min-frames``, ``.max-frames`` and ``.max-bytes`` set the `FoldPolicy`.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from pyflink.common import Configuration, Row, Types, WatermarkStrategy
+from pyflink.common.typeinfo import TypeInformation
+from pyflink.datastream import DataStream, KeyedProcessFunction, RuntimeContext, StreamExecutionEnvironment
+from pyflink.datastream.connectors.base import DeliveryGuarantee
+from pyflink.datastream.connectors.kafka import KafkaOffsetsInitializer, KafkaSink, KafkaSource
+from pyflink.datastream.data_stream import KeyedStream
+from pyflink.datastream.state import ListStateDescriptor, MapStateDescriptor
+from pyflink.java_gateway import get_gateway
+from pyflink.metrics import MetricGroup
+from pyflink.util.java_utils import get_j_env_configuration
+
+from infra.registry import schema_ids
+from infra.settings import Settings, settings
+from jobs.dead_letters import dead_letter_frame
+from jobs.flink_keys import MAX_PARALLELISM, shard_keys
+from jobs.flink_state import FoldPolicy, JournaledShard
+from pipelines.catalogue import Pipeline
+from pipelines.errors import FrameError, StreambankError
+
+__all__ = ["DEFAULTS", "JobError", "ShardFunction", "build", "run"]
+
+DEFAULTS: Final[dict[str, str]] = {
+    "execution.buffer-timeout.interval": "0 ms",
+    "execution.checkpointing.interval": "5 s",
+    "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+    "execution.checkpointing.tolerable-failed-checkpoints": "3",
+    "execution.checkpointing.num-retained": "2",
+    "pipeline.object-reuse": "true",
+    "state.backend.type": "hashmap",
+    "restart-strategy.type": "exponential-delay",
+    "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+    "restart-strategy.exponential-delay.max-backoff": "15 s",
+}
+"""Flink options of every job unless the operator gives others."""
+
+SOURCE_PROPERTIES: Final = {
+    "fetch.min.bytes": "1",
+    "fetch.max.wait.ms": "100",
+    "commit.offsets.on.checkpoint": "true",
+}
+SINK_PROPERTIES: Final = {
+    "acks": "all",
+    "enable.idempotence": "true",  # keeps the order of a partition through the producer's own retries
+    "linger.ms": "0",
+    "max.request.size": str(8 << 20),
+}
+
+RECORD_TYPE: Final = Types.ROW([Types.INT(), Types.LONG(), Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
+"""Partition, offset, timestamp in milliseconds, value: what io.streambank.flink.FrameDeserializationSchema gives."""
+OUTPUT_TYPE: Final = Types.ROW([Types.STRING(), Types.INT(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
+"""Broker topic, shard, value: what io.streambank.flink.FrameSerializationSchema takes."""
+
+
+class JobError(StreambankError):
+    """A job cannot be built as asked."""
+
+
+class _RawBytes(TypeInformation):  # type: ignore[misc]  # pyflink is untyped
+    """byte[] in Flink's state, bytes here, without pickling.
+
+    PyFlink converts state by its own TypeInformation classes only: a class it does not know is stored as a byte array
+    and handed over as it is, while PICKLED_BYTE_ARRAY pickles and PRIMITIVE_ARRAY fails on a list state.
+    """
+
+    def get_java_type_info(self) -> Any:
+        return Types.PICKLED_BYTE_ARRAY().get_java_type_info()
+
+
+class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is untyped
+    """Applies records to the shards of this subtask; a shard is loaded at its first record.
+
+    Whatever outputs depend on was fixed at submission (``ids``: schema ids of the topics written) or comes with the
+    record, so that a frame gives the same bytes whenever it is applied.
+    """
+
+    def __init__(self, pipeline: Pipeline, config: Settings, ids: Mapping[str, int], policy: FoldPolicy) -> None:
+        self._pipeline = pipeline
+        self._config = config
+        self._schema_ids = {topic.name: ids[topic.name] for topic in (*pipeline.outputs, pipeline.dead_letters)}
+        self._policy = policy
+        self._names = {name: config.kafka_topic(name) for name in self._schema_ids}
+        self._shards: dict[int, tuple[JournaledShard, _ShardMetrics]] = {}
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._journal = runtime_context.get_list_state(ListStateDescriptor("journal", _RawBytes()))
+        self._pages = runtime_context.get_map_state(MapStateDescriptor("pages", Types.STRING(), _RawBytes()))
+        self._metric_group = runtime_context.get_metrics_group()
+        try:
+            self._warm()
+        except Exception as error:
+            raise _with_traceback(error) from None
+
+    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
+        try:
+            rows = self._process(*value)
+        except Exception as error:
+            raise _with_traceback(error) from None
+        yield from rows
+
+    def _process(self, partition: int, offset: int, timestamp: int, value: bytes) -> list[Row]:
+        shard, metrics = self._shards.get(partition) or self._restore(partition)
+        try:
+            outputs = shard.apply(value)
+        except FrameError as error:
+            metrics.dead_letters.inc(1)
+            letter = dead_letter_frame(self._pipeline, self._schema_ids, partition, offset, timestamp, value, error)
+            return [Row(self._names[self._pipeline.dead_letters.name], partition, letter)]
+        metrics.frames.inc(1)
+        metrics.bytes.inc(len(value))
+        return [Row(self._names[output.topic], output.shard, output.value) for output in outputs]
+
+    def _restore(self, partition: int) -> tuple[JournaledShard, _ShardMetrics]:
+        from pipelines.shard import Shard
+
+        inner = Shard(self._pipeline, partition, self._schema_ids, self._reader)
+        shard = JournaledShard(inner, self._pipeline.inputs[0].name, self._journal, self._pages, self._policy)
+        metrics = _ShardMetrics(self._metric_group, partition)
+        metrics.restored_pages.inc(shard.restored_pages)
+        metrics.restored_frames.inc(shard.restored_frames)
+        self._shards[partition] = (shard, metrics)
+        return shard, metrics
+
+    def _warm(self) -> None:
+        """Compile, or load from the cache, all that a frame needs, on shards that are thrown away."""
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(self._config.home / "numba"))  # read when numba is imported
+        from jobs.registry_reader import registry_reader
+        from pipelines.shard import Shard
+
+        self._reader = registry_reader(self._config)
+        topic = self._pipeline.inputs[0].name
+        shard = Shard(self._pipeline, 0, self._schema_ids)
+        shard.apply(topic, one_event_of_each_type(topic))
+        Shard(self._pipeline, 0, self._schema_ids).restore(shard.dirty_pages())
+
+
+class _ShardMetrics:
+    """Counters of one shard, as ``...<operator>.shard.<n>.<name>`` in Flink's metrics."""
+
+    def __init__(self, group: MetricGroup, shard: int) -> None:
+        own = group.add_group("shard", str(shard))
+        self.frames = own.counter("frames")
+        """Frames applied, repeated ones included."""
+        self.bytes = own.counter("frame_bytes")
+        self.dead_letters = own.counter("dead_letters")
+        self.restored_pages = own.counter("restored_pages")
+        self.restored_frames = own.counter("restored_frames")
+        """Frames of the journal applied again when the shard was loaded."""
+
+
+def build(
+    pipeline: Pipeline,
+    environment: StreamExecutionEnvironment,
+    config: Settings,
+    ids: Mapping[str, int],
+) -> None:
+    """Add the pipeline's dataflow to a Flink environment.
+
+    ``ids``: the registry's schema id of each output topic and of the dead letters. Raises `JobError` for a pipeline
+    that this runtime cannot run.
+    """
+    if len(pipeline.inputs) != 1:
+        raise JobError(
+            f"pipeline {pipeline.name} has {len(pipeline.inputs)} input topics, a Flink job takes one: frames of "
+            "several topics have no order that a restore could repeat; merge them into one topic first"
+        )
+    given = _configure(pipeline, environment, config)
+    policy = FoldPolicy(
+        **{
+            field.name: int(given.getString(f"streambank.journal.{field.name.replace('_', '-')}", str(field.default)))
+            for field in fields(FoldPolicy)
+        }
+    )
+    jvm = get_gateway().jvm
+
+    keys = shard_keys(pipeline.shards)
+    java_keys = get_gateway().new_array(jvm.int, len(keys))
+    for shard, key in enumerate(keys):
+        java_keys[shard] = key
+    builder = (
+        KafkaSource.builder()
+        .set_bootstrap_servers(config.kafka_bootstrap)
+        .set_topics(config.kafka_topic(pipeline.inputs[0].name))
+        .set_group_id(config.kafka_topic(pipeline.name))
+        .set_starting_offsets(KafkaOffsetsInitializer.earliest())
+        .set_properties(SOURCE_PROPERTIES)
+    )
+    builder._j_builder.setDeserializer(jvm.io.streambank.flink.FrameDeserializationSchema(java_keys))
+    records = environment.from_source(builder.build(), WatermarkStrategy.no_watermarks(), pipeline.inputs[0].name).uid(
+        f"{pipeline.name}-source"
+    )
+
+    outputs = (
+        _key_by_first_column(records)
+        .process(ShardFunction(pipeline, config, ids, policy), OUTPUT_TYPE)
+        .name(f"{pipeline.name} kernel")
+        .uid(f"{pipeline.name}-kernel")
+    )
+
+    sink = KafkaSink.builder().set_bootstrap_servers(config.kafka_bootstrap)
+    sink.set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
+    for name, setting in SINK_PROPERTIES.items():
+        sink.set_property(name, setting)
+    sink._j_builder.setRecordSerializer(jvm.io.streambank.flink.FrameSerializationSchema())
+    outputs.sink_to(sink.build()).name(f"{pipeline.name} outputs").uid(f"{pipeline.name}-sink")
+
+
+def run(pipeline: Pipeline) -> None:
+    """Submit a pipeline as a detached job; what a job file calls. The job's name is the pipeline's."""
+    config = settings()
+    environment = StreamExecutionEnvironment.get_execution_environment()
+    build(pipeline, environment, config, schema_ids(config))
+    environment.execute_async(config.kafka_topic(pipeline.name))
+
+
+def _configure(pipeline: Pipeline, environment: StreamExecutionEnvironment, config: Settings) -> Any:
+    """Set what was not given, and what no operator may change; returns the Java configuration in force."""
+    given = get_j_env_configuration(environment._j_stream_execution_environment)
+    chosen = Configuration()
+    for key, value in DEFAULTS.items():
+        if not given.containsKey(key):
+            chosen.set_string(key, value)
+    checkpoints = given.getString("execution.checkpointing.dir", config.checkpoints_dir.resolve().as_uri())
+    chosen.set_string("execution.checkpointing.dir", f"{checkpoints.rstrip('/')}/{config.kafka_topic(pipeline.name)}")
+    chosen.set_string("python.execution-mode", "thread")
+    chosen.set_string("pipeline.max-parallelism", str(MAX_PARALLELISM))
+    environment.configure(chosen)
+    return get_j_env_configuration(environment._j_stream_execution_environment)
+
+
+def _key_by_first_column(records: DataStream) -> KeyedStream:
+    """PyFlink's key_by for a stream of Row(key, value) that comes with its keys, without its pass through Python."""
+    keyed = records._j_data_stream.keyBy(
+        get_gateway().jvm.KeyByKeySelector(), Types.ROW([Types.INT()]).get_java_type_info()
+    )
+    return KeyedStream(keyed, RECORD_TYPE, records)
+
+
+def one_event_of_each_type(topic: str) -> bytes:
+    """A record of shard 0 of a topic with one event of each type, every field zero or empty."""
+    from pipelines.codec import codec_of
+    from pipelines.frames import Events, Frame
+    from pipelines.wire import wrap
+
+    codec = codec_of(topic)
+    rows = codec.new_rows(len(codec.event_types))
+    rows[:, 0] = range(len(rows))
+    return wrap(1, codec.encode(Frame(topic, 0, 1, 0, None, Events(rows))))
+
+
+def _with_traceback(error: Exception) -> JobError:
+    """Flink shows the message of a Python error, but neither its causes nor where it came from."""
+    return JobError("".join(traceback.format_exception(error)))

@@ -306,7 +306,7 @@ def _read_type(schema: Any, entry: dict[str, Any], namespace: str, names: _Names
         raise SchemaError(f"{where}: unsupported type {schema!r}")
     base = definition.get("type")
     logical = definition.get("logicalType", "")
-    bounds = {name: entry[name] for name in ("minimum", "maximum") if name in entry}
+    bounds: dict[str, int] = {name: entry[name] for name in ("minimum", "maximum") if name in entry}
     for name, value in bounds.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise SchemaError(f"{where}: {name} must be an integer, found {value!r}")

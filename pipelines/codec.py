@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import codec_kernels as kernels
-from pipelines.avro_schema import HEADER_WORDS, EventType, Field, FrameSchema, SchemaError, read_frame_schema
+from pipelines.avro_schema import EventType, Field, FrameSchema, SchemaError, read_frame_schema
 from pipelines.catalogue import TOPICS
 from pipelines.errors import FrameError
 from pipelines.frames import Events, Frame, Rows
@@ -43,6 +43,7 @@ __all__ = [
     "codec_of",
     "default_words",
     "raw",
+    "signed",
     "text",
 ]
 

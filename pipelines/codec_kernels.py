@@ -213,7 +213,7 @@ def decode_fields(
                 return np.int64(OUT_OF_RANGE), position
             rows[row, word] = value
             position = after
-        elif opcode == U128 or opcode == U64:
+        elif opcode in (U128, U64):
             length, after = _length(buffer, position, end)
             if after < 0:
                 return after, position
@@ -238,7 +238,7 @@ def decode_fields(
                     return np.int64(BAD_ENUM), position
             rows[row, word] = value
             position = after
-        elif opcode == STRING or opcode == BYTES:
+        elif opcode in (STRING, BYTES):
             length, after = _length(buffer, position, end)
             if after < 0:
                 return after, position
@@ -552,7 +552,7 @@ def encode_fields(out: Any, position: Any, program: Any, start: Any, stop: Any, 
             if value < 0 or value >= program[step, 2]:
                 return np.int64(BAD_ENUM), step
             position = _put_varint(out, position, value)
-        elif opcode == STRING or opcode == BYTES:
+        elif opcode in (STRING, BYTES):
             offset = value >> 32
             length = value & np.int64(0xFFFFFFFF)
             if opcode == STRING and not is_utf8(heap, offset, offset + length):

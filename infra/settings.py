@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     )
     postgres_database: str = Field("streambank", description="Database of the projections.")
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
+    valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")
     cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
 
     @property
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
 
     @property
     def valkey_url(self) -> str:
-        return f"redis://{self.host}:{self.valkey_port}/0"
+        return f"redis://{self.host}:{self.valkey_port}/{self.valkey_database}"
 
     @property
     def api_url(self) -> str:

@@ -1,0 +1,134 @@
+"""Kafka: one broker in KRaft mode, broker and controller in one process."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import uuid
+from collections.abc import Mapping
+
+from confluent_kafka.admin import AdminClient
+
+from infra.stack.errors import ServerFailedError
+from infra.stack.java import java_home
+from infra.stack.process import Command
+from infra.stack.server import Port, Server
+
+__all__ = ["Kafka"]
+
+HEAP = "512m"
+
+LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
+<Configuration status="WARN">
+  <Appenders>
+    <Console name="console"><PatternLayout pattern="%d{ISO8601} %-5p %m (%c{1})%n"/></Console>
+  </Appenders>
+  <Loggers>
+    <Root level="INFO"><AppenderRef ref="console"/></Root>
+    <Logger name="kafka" level="INFO"/>
+    <Logger name="org.apache.kafka" level="INFO"/>
+    <Logger name="state.change.logger" level="WARN"/>
+  </Loggers>
+</Configuration>
+"""
+
+
+class Kafka(Server):
+    """``kafka.Kafka`` from the jars of set-up. A topic is never created by a client's mistake: auto-creation is off."""
+
+    name = "kafka"
+    title = "Kafka (KRaft)"
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        return (
+            Port("broker", self.settings.kafka_port, "STREAMBANK_KAFKA_PORT"),
+            Port("controller", self.settings.kafka_controller_port, "STREAMBANK_KAFKA_CONTROLLER_PORT"),
+        )
+
+    def prepare(self) -> None:
+        host, broker, controller = self.settings.host, self.settings.kafka_port, self.settings.kafka_controller_port
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@{host}:{controller}",
+            "listeners": f"PLAINTEXT://{host}:{broker},CONTROLLER://{host}:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{host}:{broker}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": self.directory / "log",
+            "auto.create.topics.enable": "false",
+            "num.partitions": 1,
+            "offsets.topic.num.partitions": 4,
+            "offsets.topic.replication.factor": 1,
+            "transaction.state.log.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.num.partitions": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "log.cleaner.dedupe.buffer.size": 16 << 20,
+            # One broker, so the disk is the only copy: what was acknowledged survives a killed process (the page
+            # cache holds it), and a crash of the machine loses at most this much.
+            "log.flush.scheduler.interval.ms": 1000,
+            "log.flush.interval.ms": 1000,
+        }
+        (self.directory / "server.properties").write_text(
+            "".join(f"{key}={value}\n" for key, value in properties.items())
+        )
+        (self.directory / "log4j2.xml").write_text(LOG4J)
+        if not (self.directory / "log" / "meta.properties").exists():
+            self._format()
+
+    def _format(self) -> None:
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        done = subprocess.run(
+            [
+                *self._java("-Xmx128m", "-XX:TieredStopAtLevel=1"),
+                "kafka.tools.StorageTool",
+                "format",
+                f"--cluster-id={cluster}",
+                f"--config={self.directory / 'server.properties'}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ServerFailedError(f"kafka: formatting {self.directory / 'log'} failed: {done.stdout}{done.stderr}")
+
+    def _java(self, *options: str) -> list[str]:
+        return [
+            str(java_home() / "bin" / "java"),
+            *options,
+            f"-Dlog4j2.configurationFile={self.directory / 'log4j2.xml'}",
+            "-cp",
+            f"{self.home / 'jars' / 'kafka'}/*",
+        ]
+
+    def commands(self) -> Mapping[str, Command]:
+        options = (
+            f"-Xms{HEAP}",
+            f"-Xmx{HEAP}",
+            "-XX:+UseG1GC",
+            "-XX:MaxGCPauseMillis=20",
+            "-XX:+ExitOnOutOfMemoryError",
+        )
+        arguments = (*self._java(*options), "kafka.Kafka", str(self.directory / "server.properties"))
+        return {self.name: Command(arguments, environment={"CLASSPATH": None})}
+
+    def check(self) -> None:
+        admin = AdminClient(
+            {"bootstrap.servers": self.settings.kafka_bootstrap, "socket.timeout.ms": 2000, "log_level": 0}
+        )
+        metadata = admin.list_topics(timeout=2)
+        if not metadata.brokers:
+            raise ConnectionError("the broker has not registered yet")
+
+    def describe(self) -> str:
+        return self.settings.kafka_bootstrap

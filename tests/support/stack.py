@@ -1,0 +1,135 @@
+"""Real servers for tests: private ones on free ports, each started when the first test asks for it.
+
+Tests share servers, not data: `PrivateStack.environment` gives settings with a topic prefix, database, keyspace and
+Valkey database of their own. Everything is stopped at the end of the session; should pytest itself be killed, a
+watchdog process stops the servers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TypeVar, cast
+
+import redis
+
+from infra.settings import Settings, settings
+from infra.setup import set_up
+from infra.stack.cassandra import Cassandra
+from infra.stack.flink import Flink
+from infra.stack.kafka import Kafka
+from infra.stack.postgres import Postgres, create_database
+from infra.stack.registry import Registry
+from infra.stack.server import Server, is_taken
+from infra.stack.valkey import Valkey
+from tests.support.waiting import wait_until
+
+__all__ = ["PrivateStack", "free_ports", "variables", "wait_until"]
+
+SERVER_TYPES: tuple[type[Server], ...] = (Kafka, Registry, Postgres, Cassandra, Valkey, Flink)
+PORT_FIELDS = [name for name in Settings.model_fields if name.endswith("_port")]
+
+WATCHDOG = """
+import sys
+sys.stdin.buffer.read()
+from infra.settings import Settings
+from infra.stack.stack import Stack
+Stack(Settings()).down()
+"""
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports that nobody listens on, below the range from which outgoing connections take theirs."""
+    candidates = random.Random().sample(range(15_000, 20_000), 5_000)
+    return list(itertools.islice((port for port in candidates if not is_taken(host, port)), count))
+
+
+def private_settings(directory: Path) -> Settings:
+    """Settings of a stack of its own in a directory, on free ports; jars are shared with the clone's."""
+    ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
+    return Settings.model_validate({"home": settings().home, "data_dir": directory, **ports})
+
+
+def variables(environment: Settings) -> dict[str, str]:
+    """The settings as STREAMBANK_ variables over this process's environment, for subprocesses."""
+    values = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+    return {**os.environ, **values}
+
+
+class PrivateStack:
+    """The servers of one test session."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = private_settings(directory)
+        self._servers: dict[str, Server] = {}
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+
+    def get(self, kind: type[AnyServer]) -> AnyServer:
+        """The running server of a kind; started at the first call, and again should a test have left it dead."""
+        if self._watchdog is None:
+            set_up(self.settings)
+            self._watchdog = subprocess.Popen(
+                [sys.executable, "-c", WATCHDOG],
+                stdin=subprocess.PIPE,
+                env=variables(self.settings),
+                start_new_session=True,
+            )
+        server = self._servers.setdefault(kind.name, kind(self.settings))
+        server.start()
+        server.wait_healthy()
+        return cast(AnyServer, server)
+
+    def environment(self, *servers: str) -> Settings:
+        """Settings with names of their own on this stack; the named servers are started, and what they need (the
+        Postgres database, an empty Valkey database) is made."""
+        kinds = {kind.name: kind for kind in SERVER_TYPES}
+        for name in servers:
+            self.get(kinds[name])
+        number = next(self._numbers)
+        unique = f"t{number}_{uuid.uuid4().hex[:8]}"
+        environment = self.settings.model_copy(
+            update={
+                "topic_prefix": f"{unique}.",
+                "postgres_database": unique,
+                "cassandra_keyspace": unique,
+                "valkey_database": number % 64,
+            }
+        )
+        if "postgres" in servers:
+            create_database(environment)
+        if "valkey" in servers:
+            with redis.Redis.from_url(environment.valkey_url) as client:
+                client.flushdb()
+        return environment
+
+    def stop(self) -> None:
+        """Stop everything; of the data directory only logs stay."""
+        try:
+            for server in reversed(self._servers.values()):
+                server.stop()
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.terminate()
+                self._watchdog.wait()
+                if self._watchdog.stdin is not None:
+                    self._watchdog.stdin.close()
+        keep_only_logs(self.settings.data_dir)
+
+
+def keep_only_logs(directory: Path) -> None:
+    """Remove everything below a directory but each server's log."""
+    for server in directory.iterdir():
+        for path in server.iterdir() if server.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix != ".log":
+                path.unlink()

@@ -1,0 +1,223 @@
+"""`streambank load`: play simulated card payments through the API or straight to Kafka."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+    from models.load import LoadProgress, Pace
+    from models.load_plan import LoadPlan
+
+
+class Via(StrEnum):
+    API = "api"
+    KAFKA = "kafka"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(load)
+
+
+def load(
+    via: Annotated[Via, typer.Option(help="Where to send.", envvar="STREAMBANK_LOAD_VIA")] = Via.API,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Payments a second, sent on schedule; 0: as fast as possible.", envvar="STREAMBANK_LOAD_RATE"
+        ),
+    ] = 1000.0,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0, help="How long to send payments; 0: until --count.", envvar="STREAMBANK_LOAD_SECONDS"),
+    ] = 60.0,
+    count: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How many payments at most; 0: as many as fit the time.", envvar="STREAMBANK_LOAD_COUNT"
+        ),
+    ] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2000,
+            help="Payments per request (1: one JSON object) or at most per frame.",
+            envvar="STREAMBANK_LOAD_BATCH",
+        ),
+    ] = 100,
+    connections: Annotated[
+        int,
+        typer.Option(min=1, max=512, help="Concurrent requests to the API.", envvar="STREAMBANK_LOAD_CONNECTIONS"),
+    ] = 16,
+    short_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of customers funded with their first purchase only.",
+            envvar="STREAMBANK_LOAD_SHORT_SHARE",
+        ),
+    ] = 0.1,
+    run: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number in the transfers' ids; the same run sends the same ids. 0: a new one.",
+            envvar="STREAMBANK_LOAD_RUN",
+        ),
+    ] = 0,
+    client_id: Annotated[
+        str, typer.Option(help="OAuth2 client; empty: one of the local stack.", envvar="STREAMBANK_CLIENT_ID")
+    ] = "",
+    client_secret: Annotated[
+        str, typer.Option(help="Its secret; better in the environment.", envvar="STREAMBANK_CLIENT_SECRET")
+    ] = "",
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the result there; - for standard output.", envvar="STREAMBANK_LOAD_JSON"),
+    ] = None,
+) -> None:
+    """Send simulated card payments (customer account to terminal account, in cents) and measure the acknowledgements.
+
+    Creates and funds the accounts first. A tenth of the customers cannot pay for more than their first purchase, so
+    that refusals happen too. Ends with a table; exit code 1 if anything was not acknowledged.
+    """
+    from rich.console import Console
+
+    from infra.settings import settings
+    from models.load import ApiTarget, LoadProgress, Pace
+
+    console = Console(stderr=True)
+    config = settings()
+    run = run or time.time_ns() // 1000
+    plan = make_plan(run, payments_wanted(rate, seconds, count), short_share, console)
+    progress = LoadProgress(len(plan.payments))
+    pace = Pace(rate=rate, seconds=seconds, batch=batch)
+    target = None
+    if via is Via.API:
+        if not client_id:
+            client_id, client_secret = local_credentials(config)
+        target = ApiTarget(config.api_url, client_id, client_secret, connections)
+    interrupted = False
+    try:
+        play(plan, target, config, pace, progress, console)
+    except KeyboardInterrupt:
+        progress.finished = time.perf_counter()
+        interrupted = True
+    console.print(progress_table(progress))
+    result = {"via": via.value, "run": run, "rate": rate, "batch": batch, **progress.as_json()}
+    if json_path is not None:
+        text = json.dumps(result, indent=2)
+        if str(json_path) == "-":
+            typer.echo(text)
+        else:
+            json_path.write_text(text + "\n", encoding="utf-8")
+    for why in progress.failures:
+        console.print(f"[red]{why}", highlight=False, soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(130)
+    if progress.failed_events:
+        raise typer.Exit(1)
+
+
+def payments_wanted(rate: float, seconds: float, count: int) -> int:
+    """How many payments to plan; the simulated half-year has 1,754,155."""
+    from pipelines.errors import StreambankError
+
+    if not seconds and not count:
+        raise StreambankError("give --seconds or --count, else the load has no end")
+    by_time = int(rate * seconds) if rate and seconds else sys.maxsize
+    return min(by_time, count or sys.maxsize)
+
+
+def make_plan(run: int, payments: int, short_share: float, console: Any) -> LoadPlan:
+    """The first ``payments`` of the published world; making that takes some 10 s the first time."""
+    from rich.progress import Progress
+
+    from models.load_plan import plan_load
+    from models.simulator import load_transactions
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("simulating card payments (once)", total=None, visible=False)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        transactions = load_transactions(progress=report)
+    return plan_load(transactions[: min(payments, len(transactions))], run, short_share)
+
+
+def play(plan: LoadPlan, target: Any, config: Settings, pace: Pace, progress: LoadProgress, console: Any) -> None:
+    """Run the load to its end under a live display; ``target`` is an `ApiTarget`, or None for Kafka."""
+    import asyncio
+
+    from models.load import load_api, load_kafka
+
+    with live(console, lambda: progress_table(progress)):
+        if target is not None:
+            asyncio.run(load_api(plan, target, pace, progress))
+        else:
+            load_kafka(plan, config, pace, progress)
+
+
+def live(console: Any, render: Callable[[], Any]) -> Any:
+    """A display that redraws itself from ``render`` four times a second, where there is a terminal."""
+    from rich.live import Live
+
+    return Live(
+        get_renderable=render, console=console, refresh_per_second=4, transient=True, auto_refresh=console.is_terminal
+    )
+
+
+def progress_table(progress: LoadProgress) -> Any:
+    """The load so far, as a rich table."""
+    from rich.table import Table
+
+    table = Table("load", "", show_header=False)
+    table.add_row("phase", progress.phase)
+    table.add_row("accounts and fundings", f"{progress.setup_done:,} of {progress.setup_events:,}")
+    table.add_row("payments sent", f"{progress.sent_events:,} of {progress.planned_events:,}")
+    table.add_row("acknowledged", f"{progress.acknowledged_events:,}")
+    table.add_row(
+        "failed", f"{progress.failed_events:,}" if not progress.failed_events else f"[red]{progress.failed_events:,}"
+    )
+    table.add_row("requests, repeated", f"{progress.requests:,}, {progress.retries:,}")
+    table.add_row("seconds", f"{progress.seconds:.1f}")
+    table.add_row("payments/s", f"{progress.events_per_second:,.0f}")
+    latency = progress.latency_ms()
+    if latency:
+        table.add_row("ms to acknowledgement", ", ".join(f"{name} {value:,.1f}" for name, value in latency.items()))
+    return table
+
+
+def local_credentials(config: Settings) -> tuple[str, str]:
+    """Id and secret of a client of the local stack for this command; made when there is none yet.
+
+    They lie in the stack's secrets directory with mode 0600, beside the keys that sign its tokens.
+    """
+    from api.clients import ClientStore
+
+    path = config.secrets_dir / "load-client.json"
+    store = ClientStore(config.secrets_dir / "clients.json")
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if store.active(kept["client_id"]) is not None:
+            return kept["client_id"], kept["client_secret"]
+    config.secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    client, secret = store.add("load", ["ledger:write", "ledger:read"])
+    part = path.with_suffix(f".{os.getpid()}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"client_id": client.client_id, "client_secret": secret}, file)
+    part.replace(path)
+    return client.client_id, secret

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +81,10 @@ def _disk(settings: Settings) -> Prerequisite:
     return Prerequisite(f"{DISK_NEEDED_BYTES >> 30} GiB of disk", free >= DISK_NEEDED_BYTES, found, fix)
 
 
+Report = Callable[[str], None]
+"""Told what is being done, for a progress display."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A directory that set-up makes. ``build`` fills an empty directory; ``inputs`` are what it depends on."""
@@ -86,7 +92,7 @@ class Part:
     title: str
     directory: Path
     inputs: tuple[str, ...]
-    build: Callable[[Path], None]
+    build: Callable[[Path, Report], None]
 
     @property
     def fingerprint(self) -> str:
@@ -99,13 +105,13 @@ class Part:
         except OSError:
             return False
 
-    def make(self) -> None:
+    def make(self, report: Report) -> None:
         new = self.directory.with_name(f".{self.directory.name}.new")
         old = self.directory.with_name(f".{self.directory.name}.old")
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(parents=True)
-        self.build(new)
+        self.build(new, report)
         (new / FINGERPRINT).write_text(self.fingerprint)
         if self.directory.exists():
             self.directory.rename(old)
@@ -122,13 +128,13 @@ def parts(settings: Settings) -> list[Part]:
     jars = home / "jars"
     return [
         Part("Kafka, Cassandra, registry and connector jars from Maven", jars, poms, _fetch_jars),
-        Part("Schema registry", home / "registry", poms, lambda new: _unpack_registry(jars, new)),
-        Part("FLINK_HOME", home / "flink", (flink, *poms), lambda new: _lay_out_flink(jars, new)),
+        Part("Schema registry", home / "registry", poms, lambda new, _: _unpack_registry(jars, new)),
+        Part("FLINK_HOME", home / "flink", (flink, *poms), lambda new, _: _lay_out_flink(jars, new)),
         Part(
             "Kafka frame schemas for Flink",
             home / "glue",
             (flink, *poms, *sources),
-            lambda new: _compile_glue(home / "flink", new),
+            lambda new, _: _compile_glue(home / "flink", new),
         ),
     ]
 
@@ -140,8 +146,8 @@ def require_set_up(settings: Settings) -> None:
         raise PrerequisiteError(f"not set up: {', '.join(missing)}. Run: make setup (or streambank setup)")
 
 
-def set_up(settings: Settings, report: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Make what is missing and return the titles of what was made. ``report`` is told each step as it begins.
+def set_up(settings: Settings, report: Report = lambda _: None) -> list[str]:
+    """Make what is missing and return the titles of what was made.
 
     Raises `PrerequisiteError` naming what is missing on the machine and the command that installs it.
     """
@@ -154,20 +160,24 @@ def set_up(settings: Settings, report: Callable[[str], None] = lambda _: None) -
                 raise PrerequisiteError("missing on this machine:\n  " + "\n  ".join(lines))
         for part in missing:
             report(part.title)
-            part.make()
+            part.make(lambda detail, title=part.title: report(f"{title}: {detail}"))  # type: ignore[misc]
         # FLINK_HOME may be newer than the glue, so this is looked at every time.
         _install_glue(settings.home.resolve())
         return [part.title for part in missing]
 
 
-def _fetch_jars(new: Path) -> None:
-    # Maven writes target/ beside the poms unless told otherwise; -C refuses what fails its checksum.
-    _run(
-        "mvn",
-        ["mvn", "--batch-mode", "-ntp", "-C", "-f", str(MAVEN_PROJECT / "pom.xml"), DEPENDENCY_PLUGIN, f"-Djars={new}"],
-        seconds=1200,
-        environment={"JAVA_HOME": str(java_home())},
-    )
+def _fetch_jars(new: Path, report: Report) -> None:
+    fetched = 0
+
+    def on_line(line: str) -> None:
+        nonlocal fetched
+        if line.startswith(("[INFO] Downloaded from", "Downloaded from")):
+            fetched += 1
+            report(f"{fetched} files, {line.rsplit('/', 1)[-1].strip()}")
+
+    # -C refuses what fails its checksum.
+    command = ["mvn", "--batch-mode", "-C", "-f", str(MAVEN_PROJECT / "pom.xml"), DEPENDENCY_PLUGIN, f"-Djars={new}"]
+    _run("mvn", command, seconds=1800, environment={"JAVA_HOME": str(java_home())}, on_line=on_line)
 
 
 def _unpack_registry(jars: Path, new: Path) -> None:
@@ -236,22 +246,40 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _run(name: str, arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> None:
-    try:
-        done = subprocess.run(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-            env={**os.environ, **(environment or {})},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StackError(f"{name} did not finish within {seconds:.0f} s: {' '.join(arguments)}") from error
-    if done.returncode != 0:
-        tail = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).splitlines()[-30:])
-        raise StackError(f"{name} failed ({' '.join(arguments)}):\n{tail}")
+def _run(
+    name: str,
+    arguments: list[str],
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a tool to its end; `StackError` with its last lines when it fails or takes too long."""
+    lines: deque[str] = deque(maxlen=40)
+    with subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    ) as child:
+        timer = threading.Timer(seconds, child.kill)
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                lines.append(line.rstrip())
+                on_line(line)
+            exit_code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            timed_out = timer.finished.is_set()
+            timer.cancel()
+    if exit_code != 0:
+        what = f"did not finish within {seconds:.0f} s" if timed_out else f"failed with exit code {exit_code}"
+        tail = "\n".join(f"  | {line}" for line in lines)
+        raise StackError(f"{name} {what} ({' '.join(arguments)}):\n{tail}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from infra.settings import Settings
 from infra.stack.errors import PortTakenError, ServerFailedError
 from infra.stack.process import Command, ServerProcess
 
-__all__ = ["Port", "Server", "ServerStatus"]
+__all__ = ["Port", "Server", "ServerStatus", "is_taken", "listener_on"]
 
 POLL_SECONDS = 0.1
 LOG_LINES_IN_ERRORS = 15
@@ -251,14 +251,8 @@ def is_taken(host: str, port: int) -> bool:
 def listener_on(port: int) -> str:
     """Who listens on a port, as far as this user may know."""
     with contextlib.suppress(psutil.Error, OSError):
-        for connection in _listening():
-            if connection.laddr.port == port and connection.pid:
-                process = psutil.Process(connection.pid)
-                return f"{process.name()} (pid {connection.pid})"
+        for connection in psutil.net_connections(kind="tcp"):
+            address, pid = connection.laddr, connection.pid
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port and pid:
+                return f"{psutil.Process(pid).name()} (pid {pid})"
     return "another process"
-
-
-def _listening() -> Iterator[psutil._common.sconn]:
-    for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr:
-            yield connection

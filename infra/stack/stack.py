@@ -8,6 +8,7 @@ directory runs at a time.
 from __future__ import annotations
 
 import fcntl
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -70,13 +71,14 @@ class Stack:
             server.wait_healthy(cancelled=cancelled.is_set)
             report(server.name, f"healthy after {time.monotonic() - begin:.1f} s")
 
-        with self._lock():
+        with self._lock(report):
             try:
                 self._in_parallel(bring_up, cancelled)
             except BaseException:
-                for server in started:
-                    report(server.name, "stopping")
-                self._in_parallel(lambda server: server.stop() if server in started else None)
+                with _uninterrupted():
+                    for server in started:
+                        report(server.name, "stopping")
+                    self._in_parallel(lambda server: server.stop() if server in started else None)
                 raise
 
     def down(self, report: Report = lambda name, event: None) -> None:
@@ -88,7 +90,7 @@ class Stack:
                 server.stop()
                 report(server.name, "stopped")
 
-        with self._lock():
+        with self._lock(report):
             self._in_parallel(bring_down)
 
     def status(self) -> list[ServerStatus]:
@@ -121,9 +123,27 @@ class Stack:
             raise failures[0]
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self, report: Report) -> Iterator[None]:
         directory = self.settings.data_dir
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report("stack", f"waiting for another up or down of {directory}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C does not interrupt the clean-up after the first; stopping has its own deadlines."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

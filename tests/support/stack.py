@@ -27,6 +27,7 @@ from infra.stack.kafka import Kafka
 from infra.stack.postgres import Postgres, create_database
 from infra.stack.registry import Registry
 from infra.stack.server import Server, is_taken
+from infra.stack.stack import Stack
 from infra.stack.valkey import Valkey
 from tests.support.waiting import wait_until
 
@@ -114,8 +115,8 @@ class PrivateStack:
     def stop(self) -> None:
         """Stop everything; of the data directory only logs stay."""
         try:
-            for server in reversed(self._servers.values()):
-                server.stop()
+            if self._servers:
+                Stack(self.settings, self._servers).down()
         finally:
             if self._watchdog is not None:
                 self._watchdog.terminate()

@@ -54,7 +54,10 @@ class SchemaRegistry:
     def __init__(self, config: Settings | None = None) -> None:
         self._config = config or settings()
         self._client = httpx.Client(
-            base_url=self._config.registry_url, timeout=TIMEOUT_SECONDS, headers={"Content-Type": CONTENT_TYPE}
+            base_url=self._config.registry_url,
+            timeout=TIMEOUT_SECONDS,
+            headers={"Content-Type": CONTENT_TYPE},
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:

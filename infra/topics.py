@@ -8,6 +8,8 @@ would belong to the wrong shard.
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,6 +126,7 @@ def apply(
             failed = {name: answer for name, answer in answers["topic"].items() if answer != "OK"}
             if failed:
                 raise TopicError("; ".join(f"{name}: {answer}" for name, answer in failed.items()))
+            _wait_in_effect(admin, config, replication_factor, min_insync_replicas)
         return plans
 
 
@@ -181,6 +184,15 @@ def _plan(admin: Any, config: Settings, replication_factor: int, min_insync_repl
     return plans
 
 
+def _wait_in_effect(admin: Any, config: Settings, replication_factor: int, min_insync_replicas: int) -> None:
+    """The controller acknowledges a change before the brokers show it."""
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while any(entry.changes for entry in _plan(admin, config, replication_factor, min_insync_replicas)):
+        if time.monotonic() > deadline:
+            raise TopicError(f"Kafka accepted the changes but does not show them after {TIMEOUT_MS // 1000} s")
+        time.sleep(0.05)
+
+
 def _partition_counts(admin: Any, config: Settings) -> dict[str, list[int]]:
     """Replicas of each partition, by name, of the catalogue's topics that exist."""
     wanted = {config.kafka_topic(topic.name) for topic in TOPICS.values()}
@@ -200,15 +212,19 @@ def _check_replication(replication_factor: int, min_insync_replicas: int) -> Non
 
 @contextmanager
 def _admin(config: Settings) -> Iterator[Any]:
-    """An admin client, closed at the end; broker errors become `TopicError`."""
+    """An admin client, closed at the end; broker errors become `TopicError`.
+
+    A plain connection is tried first: kafka-python would repeat it for the whole time-out.
+    """
     try:
+        socket.create_connection((config.host, config.kafka_port), timeout=5).close()
         admin = KafkaAdminClient(
             bootstrap_servers=config.kafka_bootstrap,
             client_id="streambank-topics",
             request_timeout_ms=TIMEOUT_MS,
             bootstrap_timeout_ms=TIMEOUT_MS,
         )
-    except KafkaError as error:
+    except (KafkaError, OSError) as error:
         raise TopicError(
             f"Kafka at {config.kafka_bootstrap} does not answer ({error}); start it with `streambank up`"
         ) from error

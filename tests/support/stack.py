@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -27,7 +28,6 @@ from infra.stack.kafka import Kafka
 from infra.stack.postgres import Postgres, create_database
 from infra.stack.registry import Registry
 from infra.stack.server import Server, is_taken
-from infra.stack.stack import Stack
 from infra.stack.valkey import Valkey
 from tests.support.waiting import wait_until
 
@@ -115,8 +115,8 @@ class PrivateStack:
     def stop(self) -> None:
         """Stop everything; of the data directory only logs stay."""
         try:
-            if self._servers:
-                Stack(self.settings, self._servers).down()
+            with ThreadPoolExecutor(len(SERVER_TYPES)) as pool:
+                list(pool.map(lambda server: server.stop(), self._servers.values()))
         finally:
             if self._watchdog is not None:
                 self._watchdog.terminate()

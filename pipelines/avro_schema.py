@@ -37,8 +37,8 @@ MAX_FIELDS: Final = 1_000
 
 INTEGER_LOGICAL_TYPES: Final = {"int": {"date"}, "long": {"timestamp-millis", "timestamp-micros", "timestamp-nanos"}}
 
-HEADER_WORDS: Final = {"shard": 0, "sequence": 1, "produced_at": 2, "trace": 3}
-"""Word of each header field; the word after ``trace`` says whether it is set."""
+HEADER_WORDS: Final = {"shard": 1, "sequence": 2, "produced_at": 3, "trace": 4}
+"""Word of each header field in a row of its own; the word after ``trace`` says whether it is set."""
 HEADER_TYPES: Final[dict[str, tuple[Storage, bool]]] = {
     "shard": ("int", False),
     "sequence": ("long", False),

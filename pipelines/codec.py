@@ -69,7 +69,7 @@ REASONS: Final = {
 }
 
 _MAX_BYTES: Final = {"boolean": 1, "float": 4, "double": 8, "string": 5, "bytes": 5, "enum": 5, "int": 5, "long": 10}
-_HEADER_ROW_WORDS: Final = 5
+_HEADER_ROW_WORDS: Final = 6
 _INT64_MASK: Final = 2**64 - 1
 
 
@@ -163,9 +163,7 @@ class FrameCodec:
             program.operations,
             program.branches,
             program.tables,
-            program.header_start,
-            program.events_at,
-            program.header_stop,
+            program.header_branches,
             program.is_union,
             program.least_event_bytes,
             MAX_EVENTS_PER_FRAME,
@@ -174,7 +172,7 @@ class FrameCodec:
         )
         if status:
             raise _decode_error(status, position)
-        shard, sequence, produced_at, trace, trace_is_set = header[0].tolist()
+        _, shard, sequence, produced_at, trace, trace_is_set = header[0].tolist()
         events = Events(rows, heap)
         return Frame(self.topic, shard, sequence, produced_at, text(events, trace) if trace_is_set else None, events)
 
@@ -187,20 +185,21 @@ class FrameCodec:
         if len(body) > MAX_FRAME_BYTES:
             raise FrameError("too_large", f"a frame of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
         header = np.zeros((1, _HEADER_ROW_WORDS), np.int64)
-        status, position = kernels.decode_fields(
+        status, position = kernels.decode_records(
             np.frombuffer(body or b"\0", np.uint8),
             0,
             len(body),
             program.operations,
-            program.header_start,
-            program.events_at,
+            program.header_branches[:1],
             program.tables,
+            False,
             header,
             0,
+            1,
         )
         if status:
             raise _decode_error(status, position)
-        shard, sequence, produced_at = header[0, :3].tolist()
+        shard, sequence, produced_at = header[0, 1:4].tolist()
         return shard, sequence, produced_at
 
     def encode(self, frame: Frame) -> bytes:
@@ -229,9 +228,7 @@ class FrameCodec:
         status, row, operation, out = kernels.encode_frame(
             program.operations,
             program.branches,
-            program.header_start,
-            program.events_at,
-            program.header_stop,
+            program.header_branches,
             program.is_union,
             header,
             np.frombuffer(trace or b"\0", np.uint8),
@@ -249,12 +246,12 @@ class FrameCodec:
         return encoded
 
     def _header_row(self, frame: Frame, trace_bytes: int) -> Rows:
-        words = (frame.shard, frame.sequence, frame.produced_at, trace_bytes, frame.trace is not None)
+        words = (0, frame.shard, frame.sequence, frame.produced_at, trace_bytes, frame.trace is not None)
         try:
             return _readonly(np.array([words], np.int64))
         except OverflowError:
             raise FrameError(
-                "out_of_range", f"shard, sequence and produced_at {words[:3]} do not fit 64 bits"
+                "out_of_range", f"shard, sequence and produced_at {words[1:4]} do not fit 64 bits"
             ) from None
 
     def _encode_error(self, status: int, row: int, operation: int, rows: Rows) -> FrameError:
@@ -299,7 +296,6 @@ class _Program:
         self.header_bytes = 20 + sum(map(_most_bytes, reader.header.values()))
 
     def _compile_header(self, reader: FrameSchema, writer: FrameSchema) -> None:
-        self.header_start = 0
         where = writer.name
         for name, field in reader.header.items():
             if name not in writer.header:
@@ -307,11 +303,12 @@ class _Program:
         position = writer.order.index("events")
         for name in writer.order[:position]:
             self._read_header_field(name, reader, writer)
-        self.events_at = len(self._operations)
+        events_at = len(self._operations)
         for name in writer.order[position + 1 :]:
             self._read_header_field(name, reader, writer)
-        self.header_stop = len(self._operations)
-        self.header_is_first = self.events_at == self.header_stop
+        header_stop = len(self._operations)
+        self.header_branches = _readonly(np.array([(0, 0, events_at), (0, events_at, header_stop)], np.int64))
+        self.header_is_first = events_at == header_stop
 
     def _read_header_field(self, name: str, reader: FrameSchema, writer: FrameSchema) -> None:
         where = f"{writer.name}.{name}"
@@ -353,7 +350,7 @@ class _Program:
             if field.name not in read:
                 self._set_default(field, f"{reader.name}.{field.name}")
 
-    def _add(self, name: str, opcode: int, word: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> None:
+    def _add(self, name: str, opcode: int, word: int, a: int = 0, b: int = 0, c: int = 10, d: int = 0) -> None:
         self._operations.append((opcode, word, a, b, c, d))
         self.names.append(name)
 
@@ -369,7 +366,15 @@ class _Program:
             case ("int", "int") | ("int", "long") | ("long", "long"):
                 self._add(where, kernels.LONG, reader.word, reader.minimum, reader.maximum, varint_bytes)
             case ("int" | "long", "float" | "double"):
-                self._add(where, kernels.LONG_AS_DOUBLE, reader.word, int(reader.storage == "float"), 0, varint_bytes)
+                self._add(
+                    where,
+                    kernels.LONG_AS_DOUBLE,
+                    reader.word,
+                    -(2**63),
+                    2**63 - 1,
+                    varint_bytes,
+                    int(reader.storage == "float"),
+                )
             case ("float", "float" | "double"):
                 self._add(where, kernels.FLOAT, reader.word)
             case ("double", "double"):
@@ -383,7 +388,7 @@ class _Program:
             case ("enum", "enum") if writer.type_name == reader.type_name:
                 self._add(where, kernels.ENUM, reader.word, len(writer.symbols), self._symbol_map(reader, writer))
             case ("fixed", "fixed") if (writer.type_name, writer.size) == (reader.type_name, reader.size):
-                self._add(where, kernels.FIXED, reader.word, reader.size)
+                self._add(where, kernels.FIXED, reader.word, c=reader.size)
             case ("u64", "u64") | ("u128", "u128") if _same_decimal(reader, writer):
                 limit = signed(reader.maximum & _INT64_MASK), signed(reader.maximum >> 64)
                 if reader.size:
@@ -408,9 +413,9 @@ class _Program:
         if writer.storage in ("int", "long", "enum"):
             self._add(where, kernels.SKIP_VARINT, 0)
         elif writer.size:
-            self._add(where, kernels.SKIP_FIXED, 0, writer.size)
+            self._add(where, kernels.SKIP_FIXED, 0, c=writer.size)
         elif writer.storage in ("boolean", "float", "double"):
-            self._add(where, kernels.SKIP_FIXED, 0, _MAX_BYTES[writer.storage])
+            self._add(where, kernels.SKIP_FIXED, 0, c=_MAX_BYTES[writer.storage])
         else:
             self._add(where, kernels.SKIP_BYTES, 0)
 

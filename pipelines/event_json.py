@@ -281,18 +281,19 @@ def _read_small_integer(value: Any) -> int:
 
 
 def _scaled_reader(scale: int) -> Callable[[Any], int]:
+    one: int = 10**scale
     pattern = re.compile(rf"(-?)(0|[1-9][0-9]{{0,38}})(?:\.([0-9]{{1,{scale}}}))?", re.ASCII)
 
     def read(value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
-            return int(value) * 10**scale
+            return int(value) * one
         match = pattern.fullmatch(value) if isinstance(value, str) else None
         if match is None:
             raise _ValueRefused(
                 f"must be a decimal in a string with at most {scale} digits after the point, found {_show(value)}"
             )
         sign, whole, fraction = match.groups()
-        number = int(whole) * 10**scale + int((fraction or "").ljust(scale, "0"))
+        number = int(whole) * one + int((fraction or "").ljust(scale, "0"))
         return -number if sign else number
 
     return read

@@ -1,0 +1,441 @@
+"""One worker's application: what it is made of, its routes, and what every answer has.
+
+Errors anywhere below a handler become RFC 9457 problems here. Every answer carries the request's trace id
+(``X-Request-Id``, the trace id of an incoming ``traceparent`` or a new one), which is in every log line of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.client_exceptions import ClientConnectionError, ClientPayloadError
+
+from api.auth import Authenticator, JwksUrl, LocalKeys, TokenError, client_credentials, granted_scopes, issue_token
+from api.batching import Batcher
+from api.clients import ClientStore
+from api.config import ApiSettings
+from api.docs_page import PAGE, POLICY
+from api.idempotency import IdempotencyStore
+from api.ingest import Ingest, WriteRoute, preferred_wait
+from api.keys import KeyStore
+from api.logs import log
+from api.metrics import count, exposition, observe
+from api.openapi import openapi_document
+from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
+from api.producer import KafkaSender
+from api.queries import Cursor, Queries
+from api.rate_limit import RateLimiter
+from api.results import ResultReader
+from infra.registry import schema_ids
+from infra.settings import Settings
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
+from pipelines.codec import codec_of
+from pipelines.errors import StreambankError
+
+__all__ = ["Worker", "make_app"]
+
+WRITE_ROUTES: Final = (
+    WriteRoute("/v1/accounts", ("CreateAccount",)),
+    WriteRoute("/v1/transfers", ("CreateTransfer",)),
+    WriteRoute("/v1/ledger/events", ("CreateAccount", "CreateTransfer")),
+)
+MAX_FORM_BYTES: Final = 8192
+REGISTRY_RETRY_SECONDS: Final = 1.0
+READY_CHECK_SECONDS: Final = 1.0
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_ID: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
+_MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_SECURITY_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Server": "streambank",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Worker:
+    """Everything that the handlers of one process use. Made inside its event loop; `open` and `close` it."""
+
+    def __init__(self, settings: Settings, config: ApiSettings) -> None:
+        self.settings = settings
+        self.config = config
+        self.issuer = config.issuer or settings.api_url
+        self.commands = codec_of(LEDGER_COMMANDS.name)
+        self.results_codec = codec_of(LEDGER_RESULTS.name)
+        self.keys = KeyStore(settings.secrets_dir / "keys", config.token_seconds)
+        self.clients = ClientStore(settings.secrets_dir / "clients.json")
+        self.jwks = JwksUrl(config.jwks_url) if config.jwks_url else None
+        self.authenticator = Authenticator(
+            self.jwks or LocalKeys(self.keys, self.clients), issuer=self.issuer, audience=config.audience
+        )
+        limiter = partial(
+            RateLimiter, settings.valkey_url, workers=config.workers, timeout=config.valkey_seconds,
+            prefix=settings.topic_prefix,
+        )  # fmt: skip
+        self.events_limit: RateLimiter = limiter(policy="events", limit=config.events_per_minute)
+        self.tokens_limit: RateLimiter = limiter(policy="tokens", limit=config.token_attempts_per_minute)
+        self.idempotency = IdempotencyStore(
+            settings.valkey_url,
+            keep_seconds=config.idempotency_hours * 3600,
+            lock_seconds=config.idempotency_lock_seconds,
+            timeout=config.valkey_seconds,
+            prefix=settings.topic_prefix,
+        )
+        self.sender = KafkaSender(settings, LEDGER_COMMANDS, config.delivery_seconds)
+        self.batcher = Batcher(
+            self.commands,
+            self.sender,
+            shards=LEDGER_SHARDS,
+            frame_events=min(config.frame_events, PIPELINES["ledger"].max_frame_events),
+            frame_bytes=config.frame_bytes,
+            frames_in_flight=config.frames_in_flight,
+            linger_seconds=config.linger_seconds,
+            buffered_events=config.buffered_events,
+        )
+        self.results = ResultReader(settings, LEDGER_RESULTS)
+        self.ingest = Ingest(
+            config, self.commands, self.results_codec, self.batcher, self.results, self.events_limit, self.idempotency
+        )
+        account, transfer = (self.commands.event_type(name) for name in ("CreateAccount", "CreateTransfer"))
+        self.queries = Queries(
+            settings,
+            timeout=config.store_seconds,
+            account_flags=account.field("flags").flags,
+            transfer_flags=transfer.field("flags").flags,
+        )
+        self.document = msgspec.json.encode(openapi_document(self.commands, self.results_codec))
+        self._readiness: tuple[float, bool] = (float("-inf"), False)
+        self._background: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        self._background.append(asyncio.create_task(self._learn_schema_id()))
+        await self.queries.open()
+
+    async def close(self) -> None:
+        """Send and await what was accepted, then let go of everything."""
+        for task in self._background:
+            task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_seconds):
+                await self.batcher.drain()
+        await asyncio.to_thread(self.sender.close)
+        await asyncio.to_thread(self.results.close)
+        await self.queries.close()
+        await self.idempotency.close()
+        await self.events_limit.close()
+        await self.tokens_limit.close()
+        if self.jwks is not None:
+            await self.jwks.close()
+
+    async def kafka_answers(self) -> bool:
+        """Whether the broker answers and has the topic; asked at most once a second."""
+        checked_at, answers = self._readiness
+        if time.monotonic() - checked_at > READY_CHECK_SECONDS:
+            answers = await asyncio.to_thread(self.sender.reachable, READY_CHECK_SECONDS)
+            self._readiness = (time.monotonic(), answers)
+        return answers
+
+    async def _learn_schema_id(self) -> None:
+        said = ""
+        while self.sender.schema_id is None:
+            try:
+                found = await asyncio.to_thread(schema_ids, self.settings)
+                self.sender.schema_id = found[LEDGER_COMMANDS.name]
+            except StreambankError as error:
+                if str(error) != said:
+                    said = str(error)
+                    log().warning("schema ids are not known yet", error=said)
+                await asyncio.sleep(REGISTRY_RETRY_SECONDS)
+
+
+WORKER: Final = web.AppKey("worker", Worker)
+
+
+def make_app(settings: Settings, config: ApiSettings) -> web.Application:
+    """The application; its `Worker` lives from start-up to clean-up."""
+    app = web.Application(middlewares=[_edge])
+
+    async def life(app: web.Application) -> AsyncIterator[None]:
+        worker = Worker(settings, config)
+        app[WORKER] = worker
+        await worker.open()
+        yield
+        await worker.close()
+
+    app.cleanup_ctx.append(life)
+    for route in WRITE_ROUTES:
+        app.router.add_post(route.path, partial(_write, route), name=route.path)
+    app.router.add_get("/v1/accounts/{id}", _account)
+    app.router.add_get("/v1/accounts/{id}/statement", _statement)
+    app.router.add_get("/v1/transfers/{id}", _transfer)
+    if not config.jwks_url:
+        app.router.add_post("/oauth/token", _token)
+        app.router.add_get("/.well-known/jwks.json", _jwks)
+    app.router.add_get("/health/live", _live)
+    app.router.add_get("/health/ready", _ready)
+    app.router.add_get("/metrics", _metrics)
+    app.router.add_get("/openapi.json", _openapi)
+    app.router.add_get("/docs", _docs)
+    app.router.add_get("/problems", _problem_types)
+    app.router.add_get("/problems/{slug}", _problem_type)
+    return app
+
+
+@web.middleware
+async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Trace id, problems, headers, metrics and one log line for every request."""
+    started = time.monotonic()
+    incoming = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
+    trace_id = incoming[1] if incoming else os.urandom(16).hex()
+    request["trace_id"] = trace_id
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    structlog.contextvars.bind_contextvars(trace_id=trace_id)
+    try:
+        response = await _answered(request, handler, trace_id)
+        for name, value in _SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers["X-Request-Id"] = trace_id
+        if response.status >= 400 and request.can_read_body and not request.content.is_eof():
+            response.force_close()  # an unread body is not worth reading
+        seconds = time.monotonic() - started
+        count("streambank_api_requests", route, str(response.status))
+        observe("streambank_api_request_seconds", seconds, route)
+        if route.startswith(("/v1", "/oauth")):
+            log().info(
+                "request", method=request.method, route=route, status=response.status, ms=round(seconds * 1000, 1)
+            )
+        return response
+    finally:
+        structlog.contextvars.unbind_contextvars("trace_id")
+
+
+async def _answered(request: web.Request, handler: Handler, trace_id: str) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem_response(problem, trace_id)
+    except web.HTTPException as refusal:
+        headers = {name: refusal.headers[name] for name in ("Allow", "Location") if name in refusal.headers}
+        return problem_response(problem_of_status(refusal.status, refusal.text or "", headers), trace_id)
+    except (ConnectionError, ClientConnectionError, ClientPayloadError):
+        log().info("the client hung up")
+        return problem_response(Problem("body-timeout", "The connection was closed within the body."), trace_id)
+    except Exception:
+        log().exception("request failed")
+        return problem_response(
+            Problem("internal", "Something broke here; the request id finds it in the logs."), trace_id
+        )
+
+
+async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
+    return await worker.ingest.handle(request, route, principal)
+
+
+@asynccontextmanager
+async def _reading(request: web.Request) -> AsyncIterator[tuple[Worker, dict[str, str]]]:
+    """A query of a client that may read and has not asked too much; yields the headers of its answer."""
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:read")
+    allowance = await worker.events_limit.charge(principal.client_id, 1)
+    headers = allowance.headers()
+    try:
+        yield worker, headers
+    except Problem as problem:
+        problem.headers |= headers
+        raise
+
+
+async def _account(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        id_, ledger, sequence, wait = _read_parameters(request, worker)
+        return _json(await worker.queries.account(id_, ledger, sequence, wait), headers)
+
+
+async def _transfer(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        id_, ledger, sequence, wait = _read_parameters(request, worker)
+        return _json(await worker.queries.transfer(id_, ledger, sequence, wait), headers)
+
+
+async def _statement(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        _known_parameters(request, "ledger", "month", "limit", "cursor")
+        text = request.query.get("month") or datetime.now(UTC).strftime("%Y-%m")
+        found = _MONTH.fullmatch(text)
+        if found is None:
+            raise _bad_parameter("month", "must be YYYY-MM", text)
+        month = int(found[1]) * 100 + int(found[2])
+        limit = _number(request, "limit", 1, MAX_PAGE, DEFAULT_PAGE)
+        cursor = request.query.get("cursor")
+        page = await worker.queries.statement(
+            _path_id(request),
+            _number(request, "ledger", 0, 2**32 - 1, None),
+            month,
+            limit if limit is not None else DEFAULT_PAGE,
+            Cursor.read(cursor, month) if cursor else None,
+        )
+        return _json(page, headers)
+
+
+def _read_parameters(request: web.Request, worker: Worker) -> tuple[int, int | None, int, float]:
+    _known_parameters(request, "ledger", "min_sequence")
+    ledger = _number(request, "ledger", 0, 2**32 - 1, None)
+    sequence = _number(request, "min_sequence", 0, 2**63 - 1, 0) or 0
+    if sequence and ledger is None:
+        raise _bad_parameter("min_sequence", "needs `ledger`, whose shard counts the sequence", str(sequence))
+    wait = preferred_wait(request.headers.getall("Prefer", []), worker.config.wait_seconds)
+    return _path_id(request), ledger, sequence, wait
+
+
+def _known_parameters(request: web.Request, *names: str) -> None:
+    for name in request.query:
+        if name not in names:
+            raise _bad_parameter(name[:40], f"is unknown here; there are {', '.join(names)}", request.query[name])
+
+
+def _path_id(request: web.Request) -> int:
+    text = request.match_info["id"]
+    if not _ID.fullmatch(text) or int(text) >= 2**128:
+        raise _bad_parameter("id", "must be a decimal number below 2^128", text)
+    return int(text)
+
+
+def _number(request: web.Request, name: str, minimum: int, maximum: int, default: int | None) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not _ID.fullmatch(text) or not minimum <= int(text) <= maximum:
+        raise _bad_parameter(name, f"must be an integer from {minimum} to {maximum}", text)
+    return int(text)
+
+
+def _bad_parameter(name: str, must: str, found: str) -> Problem:
+    return Problem("bad-parameter", f"{name}: {must}; found {found[:60]}.", parameter=name)
+
+
+async def _token(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    authorization = request.headers.get("Authorization")
+    try:
+        form = await _form(request, worker.config.idle_seconds)
+        client_id, secret = client_credentials(authorization, form)
+        await worker.tokens_limit.charge(f"{client_id[:128]}/{request.remote}", 1)
+        if form.get("grant_type") != "client_credentials":
+            error = "invalid_request" if "grant_type" not in form else "unsupported_grant_type"
+            raise TokenError(error, "grant_type must be client_credentials")
+        client = await worker.clients.authenticate(client_id[:128], secret[:256])
+        if client is None:
+            raise TokenError("invalid_client", "the client is unknown, revoked, or its secret is wrong", 401)
+        scopes = granted_scopes(client, form.get("scope"))
+        token = issue_token(
+            worker.keys, client, scopes,
+            issuer=worker.issuer, audience=worker.config.audience, seconds=worker.config.token_seconds,
+        )  # fmt: skip
+    except TokenError as refusal:
+        count("streambank_api_tokens", refusal.error)
+        headers = {"WWW-Authenticate": 'Basic realm="streambank"'} if refusal.status == 401 else {}
+        return _json({"error": refusal.error, "error_description": refusal.description}, headers, refusal.status)
+    count("streambank_api_tokens", "issued")
+    return _json(
+        {"access_token": token, "token_type": "Bearer", "expires_in": worker.config.token_seconds,
+         "scope": " ".join(scopes)},
+        {"Pragma": "no-cache"},
+    )  # fmt: skip
+
+
+async def _form(request: web.Request, idle_seconds: float) -> dict[str, str]:
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise TokenError("invalid_request", "send the parameters as application/x-www-form-urlencoded")
+    try:
+        async with asyncio.timeout(idle_seconds):
+            body = await request.content.read(MAX_FORM_BYTES + 1)
+            while len(body) <= MAX_FORM_BYTES and (more := await request.content.read(MAX_FORM_BYTES + 1 - len(body))):
+                body += more
+    except TimeoutError:
+        raise Problem("body-timeout", f"The body did not come within {idle_seconds:g} seconds.") from None
+    if len(body) > MAX_FORM_BYTES:
+        raise TokenError("invalid_request", f"the body is longer than {MAX_FORM_BYTES} bytes")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=16)
+    except (UnicodeDecodeError, ValueError):
+        raise TokenError("invalid_request", "the body is not a form of at most 16 fields") from None
+    repeated = [name for name, values in fields.items() if len(values) > 1]
+    if repeated:
+        raise TokenError("invalid_request", "a parameter is there twice")
+    return {name: values[0] for name, values in fields.items()}
+
+
+async def _jwks(request: web.Request) -> web.StreamResponse:
+    return _json(request.app[WORKER].keys.jwks(), {"Cache-Control": "public, max-age=60"})
+
+
+async def _live(request: web.Request) -> web.StreamResponse:
+    return _json({"status": "live"})
+
+
+async def _ready(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    kafka, valkey, stores = await asyncio.gather(
+        worker.kafka_answers(), worker.idempotency.ping(), worker.queries.states()
+    )
+    required = {"kafka": kafka, "schema_registry": worker.sender.schema_id is not None}
+    reported = {"results": worker.results.ready, "valkey": valkey, **stores}
+    ready = all(required.values())
+    return _json(
+        {"status": "ready" if ready else "not ready", "required": required, "reported": reported},
+        status=200 if ready else 503,
+    )
+
+
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=await asyncio.to_thread(exposition), content_type="text/plain", charset="utf-8")
+
+
+async def _openapi(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=request.app[WORKER].document, content_type="application/json")
+
+
+async def _docs(request: web.Request) -> web.StreamResponse:
+    return web.Response(text=PAGE, content_type="text/html", headers={"Content-Security-Policy": POLICY})
+
+
+async def _problem_types(request: web.Request) -> web.StreamResponse:
+    return _json({"problems": [_described(slug) for slug in PROBLEMS]})
+
+
+async def _problem_type(request: web.Request) -> web.StreamResponse:
+    slug = request.match_info["slug"]
+    if slug not in PROBLEMS:
+        raise Problem("not-found", "There is no such problem type; GET /problems lists them.")
+    return _json(_described(slug))
+
+
+def _described(slug: str) -> dict[str, Any]:
+    kind = PROBLEMS[slug]
+    return {"type": f"/problems/{slug}", "status": kind.status, "title": kind.title, "advice": kind.advice}
+
+
+def _json(document: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(document), content_type="application/json", headers=headers, status=status
+    )

@@ -1,0 +1,69 @@
+"""Limits and choices of the API, each an environment variable ``STREAMBANK_API_<NAME>``.
+
+Where the servers are is in `infra.settings`; this is only what the API itself may do. Sizes are bytes, times are
+seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["ApiSettings", "api_settings"]
+
+
+class ApiSettings(BaseSettings):
+    """Unknown STREAMBANK_API_ variables are ignored; a wrong value is an error that names it."""
+
+    model_config = SettingsConfigDict(env_prefix="STREAMBANK_API_", frozen=True)
+
+    workers: int = Field(2, ge=1, le=64, description="Worker processes.")
+    drain_seconds: float = Field(
+        10, gt=0, description="How long a stopping worker may take to answer what it accepted."
+    )
+
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body (one event or an array).")
+    max_bulk_bytes: int = Field(1 << 30, ge=1024, description="Largest NDJSON or Avro body; it is streamed.")
+    max_bulk_events: int = Field(5_000_000, ge=1, description="Most events of one NDJSON or Avro body.")
+    max_line_bytes: int = Field(16 << 10, ge=256, description="Longest line of NDJSON.")
+    max_reported_errors: int = Field(
+        100, ge=1, description="Most bad events that one answer describes; all are counted."
+    )
+    idle_seconds: float = Field(10, gt=0, description="Longest silence inside a request's body, and of its headers.")
+
+    frame_bytes: int = Field(256 << 10, ge=4096, description="Upper bound of an encoded frame.")
+    frame_events: int = Field(2048, ge=1, description="Most events of a frame.")
+    frames_in_flight: int = Field(4, ge=1, description="Unacknowledged frames per shard and worker.")
+    linger_seconds: float = Field(0.001, ge=0, description="Longest wait for company while another frame is in flight.")
+    buffered_events: int = Field(200_000, ge=1, description="Events a worker holds before it answers 503.")
+    delivery_seconds: float = Field(5, gt=0, description="Kafka must acknowledge a frame within this time, or 503.")
+
+    wait_seconds: int = Field(30, ge=0, le=300, description="Longest `Prefer: wait` that is honoured.")
+
+    events_per_minute: int = Field(6_000_000, ge=1, description="Events a client may send a minute; a request is one.")
+    token_attempts_per_minute: int = Field(60, ge=1, description="Token requests a minute per client id and address.")
+
+    token_seconds: int = Field(300, ge=30, le=3600, description="Lifetime of an access token.")
+    issuer: str = Field("", description="`iss` of accepted tokens; empty: this API's own base URL.")
+    audience: str = Field("streambank", description="`aud` of accepted tokens.")
+    jwks_url: str = Field("", description="JWKS of an outside issuer; set, /oauth/token is off.")
+
+    idempotency_hours: int = Field(24, ge=1, description="How long an Idempotency-Key's answer is kept.")
+    idempotency_lock_seconds: int = Field(30, ge=1, description="A key in use is free again this long after a crash.")
+
+    valkey_seconds: float = Field(0.25, gt=0, description="Time-out of a call to Valkey.")
+    store_seconds: float = Field(2, gt=0, description="Time-out of a query to Postgres or Cassandra.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ApiSettings:
+        if self.jwks_url and not self.issuer:
+            raise ValueError("STREAMBANK_API_JWKS_URL needs STREAMBANK_API_ISSUER, the `iss` of its tokens")
+        return self
+
+
+@lru_cache(maxsize=1)
+def api_settings() -> ApiSettings:
+    """The process's settings, read once."""
+    return ApiSettings()

@@ -1,0 +1,132 @@
+"""Kafka's side of the API: an idempotent producer with acks=all whose acknowledgements arrive in the event loop.
+
+`KafkaSender.send` never blocks. librdkafka keeps each partition's order and writes each record at most once per call;
+a record that is not acknowledged within ``delivery_seconds`` is reported as failed, though Kafka may hold it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from api.batching import DeliveryError
+from api.logs import log
+from infra.settings import Settings
+from pipelines.catalogue import Topic
+from pipelines.frames import Frame
+from pipelines.wire import wrap
+
+__all__ = ["KafkaSender"]
+
+QUEUED_RECORDS: Final = 10_000
+QUEUED_KIB: Final = 262_144
+FLUSH_SECONDS: Final = 5.0
+
+
+class KafkaSender:
+    """Sends frames of ``topic``; partition = shard, key = shard. ``schema_id`` must be set before the first frame."""
+
+    def __init__(self, settings: Settings, topic: Topic, delivery_seconds: float) -> None:
+        self._topic = settings.kafka_topic(topic.name)
+        self._loop = asyncio.get_running_loop()
+        self.schema_id: int | None = None
+        self._config = {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "client.id": "streambank-api",
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": 0,
+            "compression.type": "lz4",
+            "delivery.timeout.ms": int(delivery_seconds * 1000),
+            "request.timeout.ms": int(delivery_seconds * 1000),
+            "socket.timeout.ms": int(delivery_seconds * 1000),
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1000,
+            "queue.buffering.max.messages": QUEUED_RECORDS,
+            "queue.buffering.max.kbytes": QUEUED_KIB,
+            "message.max.bytes": 1_000_000,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            "error_cb": self._broken,
+            "logger": _NoLogger(),
+        }
+        self._producer: Any = Producer(self._config)
+        self._fatal = False
+        self._stopping = False
+        self._arrived: deque[tuple[Callable[[int, str | None], None], int, str | None]] = deque()
+        self._scheduled = False
+        self._poller = threading.Thread(target=self._poll, name="kafka-acknowledgements", daemon=True)
+        self._poller.start()
+
+    def send(self, frame: Frame, body: bytes, done: Callable[[int, str | None], None]) -> None:
+        if self.schema_id is None:
+            raise DeliveryError("the schema registry has not answered yet")
+        if self._fatal:
+            self._replace()
+
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            self._arrived.append((done, -1 if error is not None else message.offset(), error and error.str()))
+
+        try:
+            self._producer.produce(
+                self._topic,
+                value=wrap(self.schema_id, body),
+                key=str(frame.shard).encode(),
+                partition=frame.shard,
+                on_delivery=delivered,
+            )
+        except (BufferError, KafkaException) as error:
+            raise DeliveryError(str(error)) from error
+
+    def reachable(self, timeout: float) -> bool:
+        """Whether the broker answers and has the topic; blocks up to ``timeout`` seconds."""
+        try:
+            found = self._producer.list_topics(self._topic, timeout=timeout).topics.get(self._topic)
+        except KafkaException:
+            return False
+        return found is not None and found.error is None and bool(found.partitions)
+
+    def close(self) -> None:
+        """Flush what is queued (bounded) and stop; blocks."""
+        self._producer.flush(FLUSH_SECONDS)
+        self._stopping = True
+        self._poller.join(FLUSH_SECONDS)
+
+    def _poll(self) -> None:
+        while not self._stopping:
+            self._producer.poll(0.1)
+            if self._arrived and not self._scheduled:
+                self._scheduled = True
+                try:
+                    self._loop.call_soon_threadsafe(self._report)
+                except RuntimeError:  # the loop is closed: the worker is going
+                    return
+
+    def _report(self) -> None:
+        self._scheduled = False
+        while self._arrived:
+            done, offset, error = self._arrived.popleft()
+            done(offset, error)
+
+    def _broken(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = True
+            log().error("kafka producer is broken and will be replaced", error=error.str())
+
+    def _replace(self) -> None:
+        """A fatal error ends an idempotent producer for good: its queued records have failed, a new one goes on."""
+        self._fatal = False
+        broken, self._producer = self._producer, Producer(self._config)
+        broken.purge()
+        threading.Thread(target=broken.flush, args=(FLUSH_SECONDS,), daemon=True).start()
+
+
+class _NoLogger:
+    """librdkafka logs every refused connection; what matters is counted and reported by the callers."""
+
+    def log(self, level: int, *args: Any) -> None:
+        pass

@@ -20,7 +20,6 @@ Every Flink option can be given at submission (``-D key=value``); `DEFAULTS` hol
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -39,7 +38,7 @@ from pyflink.util.java_utils import get_j_env_configuration
 
 from infra.registry import schema_ids
 from infra.settings import Settings, settings
-from jobs.dead_letters import dead_letter_frame
+from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
 from jobs.flink_keys import MAX_PARALLELISM, shard_keys
 from jobs.flink_state import FoldPolicy, JournaledShard
 from pipelines.catalogue import Pipeline
@@ -73,8 +72,8 @@ SINK_PROPERTIES: Final = {
     "max.request.size": str(8 << 20),
 }
 
-RECORD_TYPE: Final = Types.ROW([Types.INT(), Types.LONG(), Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
-"""Partition, offset, timestamp in milliseconds, value: what io.streambank.flink.FrameDeserializationSchema gives."""
+RECORD_TYPE: Final = Types.ROW([Types.INT(), Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
+"""Partition, offset, value: what io.streambank.flink.FrameDeserializationSchema gives."""
 OUTPUT_TYPE: Final = Types.ROW([Types.STRING(), Types.INT(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
 """Broker topic, shard, value: what io.streambank.flink.FrameSerializationSchema takes."""
 
@@ -125,17 +124,31 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
             raise _with_traceback(error) from None
         yield from rows
 
-    def _process(self, partition: int, offset: int, timestamp: int, value: bytes) -> list[Row]:
+    def _process(self, partition: int, offset: int, value: bytes) -> list[Row]:
         shard, metrics = self._shards.get(partition) or self._restore(partition)
         try:
             outputs = shard.apply(value)
         except FrameError as error:
             metrics.dead_letters.inc(1)
-            letter = dead_letter_frame(self._pipeline, self._schema_ids, partition, offset, timestamp, value, error)
-            return [Row(self._names[self._pipeline.dead_letters.name], partition, letter)]
+            return [self._dead_letter(partition, offset, value, error)]
         metrics.frames.inc(1)
         metrics.bytes.inc(len(value))
         return [Row(self._names[output.topic], output.shard, output.value) for output in outputs]
+
+    def _dead_letter(self, partition: int, offset: int, value: bytes, error: FrameError) -> Row:
+        topic = self._pipeline.dead_letters
+        letter = DeadLetter(
+            consumer=self._pipeline.name,
+            topic=self._pipeline.inputs[0].name,
+            partition=partition,
+            offset=offset,
+            schema_id=schema_id_of(value),
+            event_index=-1,
+            reason=error.reason,
+            detail=error.detail,
+            payload=value,
+        )
+        return Row(self._names[topic.name], partition, encode_letter(topic, self._schema_ids[topic.name], letter))
 
     def _restore(self, partition: int) -> tuple[JournaledShard, _ShardMetrics]:
         from pipelines.shard import Shard
@@ -150,7 +163,6 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
 
     def _warm(self) -> None:
         """Compile, or load from the cache, all that a frame needs, on shards that are thrown away."""
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(self._config.home / "numba"))  # read when numba is imported
         from jobs.registry_reader import registry_reader
         from pipelines.shard import Shard
 

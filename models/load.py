@@ -278,7 +278,7 @@ class _ApiClient:
                 async with self._session.post(
                     path, data=body, headers={**headers, "Authorization": f"Bearer {token}"}
                 ) as response:
-                    if response.status in (200, 202):
+                    if response.status == 202:
                         await response.read()
                         return None
                     text = (await response.text())[:500]
@@ -301,8 +301,8 @@ class _ApiClient:
 
 def _request(events: Accounts | Transfers) -> tuple[str, list[str]]:
     if isinstance(events, Accounts):
-        return "/v1/ledger/accounts", account_lines(events)
-    return "/v1/ledger/transfers", transfer_lines(events)
+        return "/v1/accounts", account_lines(events)
+    return "/v1/transfers", transfer_lines(events)
 
 
 def account_lines(accounts: Accounts) -> list[str]:

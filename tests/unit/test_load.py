@@ -109,7 +109,7 @@ async def api() -> AsyncIterator[tuple[_Api, str]]:
     handlers = _Api()
     app = web.Application()
     app.router.add_post("/oauth/token", handlers.token)
-    app.router.add_post("/v1/ledger/{kind}", handlers.take)
+    app.router.add_post("/v1/{kind}", handlers.take)
     async with TestServer(app) as server:
         yield handlers, str(server.make_url("/"))
 

@@ -36,8 +36,9 @@ class Kernel(Protocol):
     """Version of the page layout; `restore` upcasts pages of earlier versions or refuses them."""
 
     def apply(self, frame: Frame) -> list[Output]:
-        """Apply one input frame and return its outputs in order. Never half applied: it returns, or it raises and
-        the job stops."""
+        """Apply one input frame and return its outputs in order. Never half applied: it returns; or it raises
+        `pipelines.errors.FrameError` with nothing changed, and the frame is set aside; or it raises anything else
+        and the job stops."""
         ...
 
     def dirty_pages(self) -> dict[str, bytes]:
@@ -51,7 +52,8 @@ class Kernel(Protocol):
     def restore(self, pages: Mapping[str, bytes], state_version: int) -> None:
         """Load a state written by `dirty_pages` into a fresh kernel, upcasting an earlier ``state_version``.
 
-        Raises `pipelines.errors.StateVersionError` for a version it cannot read.
+        After an upcast every page is dirty, otherwise none. Raises `pipelines.errors.StateVersionError` for a version
+        it cannot read.
         """
         ...
 

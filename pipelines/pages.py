@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
+from pipelines.compiled import compiled_inline
 from pipelines.errors import StreambankError
 
 __all__ = ["PAGE_BYTES", "Column", "DirtyPages", "PageError", "PagedState", "mark", "reserve"]
@@ -65,7 +65,7 @@ class DirtyPages(NamedTuple):
     count: NDArray[np.int64]
 
 
-@njit(nogil=True, cache=True)
+@compiled_inline
 def mark(dirty: DirtyPages, page: int) -> None:
     """Note that ``page`` (numbered over all columns, see `PagedState.first_page`) changed."""
     if dirty.flags[page] == 0:

@@ -66,7 +66,7 @@ def new_kernel(pipeline: Pipeline) -> Kernel:
 
 
 class Shard:
-    """One kernel of ``pipeline`` for partition ``shard``; ``schema_ids`` are the registry's ids of its output topics."""
+    """One kernel of ``pipeline`` for partition ``shard``; ``schema_ids``: the registry's ids of its output topics."""
 
     def __init__(
         self,
@@ -160,13 +160,15 @@ class Shard:
         """About the size of what `dirty_pages` would return (the shard's own page is as of its last call); O(1)."""
         return self.kernel.dirty_bytes() + (self._own_page_size if self._dirty else 0)
 
-    def restore(self, pages: Mapping[str, bytes]) -> None:
-        """Load stored pages into this fresh shard; upcasts a state of an earlier version.
+    def restore(self, pages: Mapping[str, bytes]) -> bool:
+        """Load stored pages into this fresh shard. No pages at all is the empty state.
 
-        Raises `StateVersionError` when this code cannot read them. No pages at all is the empty state.
+        True when an earlier version's state was upcast: `dirty_pages` then returns the whole state, and the runtime
+        must forget all stored pages before it stores those. Raises `StateVersionError` for a state this code cannot
+        read.
         """
         if not pages:
-            return
+            return False
         if SHARD_PAGE not in pages:
             raise StateVersionError(
                 f"{self.pipeline.name} shard {self.shard}: {len(pages)} pages, but not {SHARD_PAGE!r}"
@@ -185,11 +187,12 @@ class Shard:
                 f"{self.kernel.state_version}; deploy the code that wrote it, or a later one"
             )
         self.kernel.restore({key: page for key, page in pages.items() if key != SHARD_PAGE}, version)
-        # an upcast rewrites everything, under the new version
-        self._dirty = version != self.kernel.state_version
+        upcast: bool = version != self.kernel.state_version
+        self._dirty = upcast
         # a topic added to the catalogue since then starts at 0
         self._last_output |= {topic: last for topic, last in own["outputs"].items() if topic in self._last_output}
         self._last_input |= {topic: last for topic, last in own["inputs"].items() if topic in self._last_input}
+        return upcast
 
     def _own_page(self) -> bytes:
         return json.dumps(

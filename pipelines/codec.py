@@ -376,11 +376,11 @@ class _Program:
                     int(reader.storage == "float"),
                 )
             case ("float", "float" | "double"):
-                self._add(where, kernels.FLOAT, reader.word)
+                self._add(where, kernels.FLOAT, reader.word, c=4)
             case ("double", "double"):
-                self._add(where, kernels.DOUBLE, reader.word)
+                self._add(where, kernels.DOUBLE, reader.word, c=8)
             case ("boolean", "boolean"):
-                self._add(where, kernels.BOOLEAN, reader.word)
+                self._add(where, kernels.BOOLEAN, reader.word, c=1)
             case ("string" | "bytes", "string"):
                 self._add(where, kernels.STRING, reader.word)
             case ("string" | "bytes", "bytes"):

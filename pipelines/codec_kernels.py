@@ -296,7 +296,7 @@ def decode_records(
                 rows[row, word] = np.float64(np.uint32(bits).view(np.float32)).view(np.int64)
                 position += 4
             elif opcode == FIXED:
-                for offset in range(0, value, 8):
+                for offset in range(0, program[step, 4], 8):
                     bits = zero
                     for inner in range(min(8, value - offset)):
                         bits |= np.uint64(buffer[position + offset + inner]) << np.uint64(8 * inner)

@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -110,7 +109,7 @@ def outage(server: Any) -> None:
 
 
 def produce_garbage_and_repeats(environment: Settings) -> int:
-    """Send records that are no frames, and the newest frames of each shard once more; returns the number of bad ones."""
+    """Send records that are no frames, and each shard's newest frames again; returns the number of bad ones."""
     topic = environment.kafka_topic(LEDGER_COMMANDS.name)
     with TopicReader(environment) as reader:
         frames = {

@@ -1,0 +1,108 @@
+"""A Flink job writes, byte for byte, what an undisturbed run in one process gives: through kills of TaskManager and
+JobManager, and through changes of its parallelism."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from infra.flink_jobs import LATEST, savepoint_directory
+from infra.flink_rest import FlinkRest
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS
+from tests.support.counter_kernel import COUNTER
+from tests.support.flink_job import caught_up, end, provision, running, start
+from tests.support.frame_log import count, expected, produce, random_log
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+SHARDS = COUNTER.shards
+
+
+class Stream:
+    """Produces a log at a steady rate from a thread, so that kills meet a job at work."""
+
+    def __init__(self, environment, log, frames_per_second):
+        self._thread = threading.Thread(target=self._run, args=(environment, log, frames_per_second))
+
+    def _run(self, environment, log, frames_per_second):
+        step = max(1, frames_per_second // 10)
+        for first in range(0, len(log), step):
+            produce(environment, LEDGER_COMMANDS.name, log[first : first + step])
+            time.sleep(0.1)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._thread.join()
+
+
+def wait_for_results(environment, frames):
+    wait_until(
+        lambda: count(environment, LEDGER_RESULTS.name, SHARDS) >= frames, 120, f"the job writes {frames} result frames"
+    )
+
+
+def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment):
+    schema_ids = provision(environment)
+    log = random_log(SHARDS, 2400, seed=1, schema_id=schema_ids[LEDGER_COMMANDS.name])
+    wanted = expected(COUNTER, log, schema_ids)
+    job = start(environment, parallelism=2)
+    try:
+        with Stream(environment, log, frames_per_second=100):
+            # a lost TaskManager, twice: Flink restarts the job by itself
+            for kill in (1, 2):
+                wait_for_results(environment, 300 * kill)
+                flink.kill_task_manager()
+                flink.start_task_manager()
+            with FlinkRest(environment) as rest:
+                wait_until(lambda: rest.restarts(job) >= 2, 120, "Flink restarts the job")
+            wait_for_results(environment, 1200)
+            # JobManager and TaskManager at once: the cluster forgets the job
+            flink.kill()
+            flink.start()
+            flink.wait_healthy()
+            start(environment, parallelism=2, from_savepoint=LATEST)
+        repeats = caught_up(environment, COUNTER, wanted)
+        assert repeats > 0, "no kill came between a frame and its checkpoint; the test shows nothing"
+    finally:
+        end(environment, job.name)
+
+
+def test_rescaling_keeps_every_shards_state(kafka, registry, flink, environment):
+    schema_ids = provision(environment)
+    log = random_log(SHARDS, 600, seed=2, schema_id=schema_ids[LEDGER_COMMANDS.name])
+    state = None
+    with FlinkRest(environment) as rest:
+        for step, parallelism in enumerate((1, 3, 1), start=1):
+            part = log[(step - 1) * 200 : step * 200]
+            job = start(environment, parallelism=parallelism, from_savepoint=state)
+            assert rest.parallelism(job) == parallelism
+            produce(environment, LEDGER_COMMANDS.name, part)
+            repeats = caught_up(environment, COUNTER, expected(COUNTER, log[: step * 200], schema_ids))
+            assert repeats == 0, "a stop with a savepoint repeats nothing"
+            counters = wait_until(
+                lambda job=job: counters if len(counters := rest.counters(job)) == SHARDS else None,
+                30,
+                "all shards report",
+            )
+            assert sum(shard["frames"] for shard in counters.values()) == len(part)
+            restored = [shard["restored_pages"] + shard["restored_frames"] for shard in counters.values()]
+            assert all(restored) if step > 1 else not any(restored)
+            state = rest.stop_with_savepoint(job, savepoint_directory(job.name, environment))
+
+
+def test_a_job_without_savepoint_rebuilds_its_state_from_the_log(kafka, registry, flink, environment):
+    schema_ids = provision(environment)
+    log = random_log(SHARDS, 100, seed=3, schema_id=schema_ids[LEDGER_COMMANDS.name])
+    produce(environment, LEDGER_COMMANDS.name, log[:60])
+    with running(environment):
+        caught_up(environment, COUNTER, expected(COUNTER, log[:60], schema_ids))
+    produce(environment, LEDGER_COMMANDS.name, log[60:])
+    with running(environment):
+        repeats = caught_up(environment, COUNTER, expected(COUNTER, log, schema_ids))
+    assert repeats == 60 * len(COUNTER.outputs)

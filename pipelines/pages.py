@@ -58,11 +58,11 @@ class Column:
 
 
 class DirtyPages(NamedTuple):
-    """Which pages changed, for compiled code: ``count[0]`` numbers in ``queue``, each flagged once in ``flags``."""
+    """Which pages changed, for compiled code: ``marked[0]`` numbers in ``queue``, each flagged once in ``flags``."""
 
     flags: NDArray[np.uint8]
     queue: NDArray[np.int64]
-    count: NDArray[np.int64]
+    marked: NDArray[np.int64]
 
 
 @compiled_inline
@@ -70,8 +70,8 @@ def mark(dirty: DirtyPages, page: int) -> None:
     """Note that ``page`` (numbered over all columns, see `PagedState.first_page`) changed."""
     if dirty.flags[page] == 0:
         dirty.flags[page] = 1
-        dirty.queue[dirty.count[0]] = page
-        dirty.count[0] += 1
+        dirty.queue[dirty.marked[0]] = page
+        dirty.marked[0] += 1
 
 
 class PagedState:
@@ -118,7 +118,7 @@ class PagedState:
 
     def dirty_bytes(self) -> int:
         """Bytes that `dirty_pages` would return; O(1)."""
-        total = int(self.dirty.count[0]) * self.page_bytes
+        total = int(self.dirty.marked[0]) * self.page_bytes
         for page, missing in self._short:
             if self.dirty.flags[page]:
                 total -= missing
@@ -126,10 +126,10 @@ class PagedState:
 
     def dirty_pages(self) -> dict[str, bytes]:
         """The pages marked since the last call, in page order, and forget the marks."""
-        count = int(self.dirty.count[0])
+        count = int(self.dirty.marked[0])
         numbers = np.sort(self.dirty.queue[:count])
         self.dirty.flags[numbers] = 0
-        self.dirty.count[0] = 0
+        self.dirty.marked[0] = 0
         pages: dict[str, bytes] = {}
         for number in numbers.tolist():
             name, page = self._locate(number)

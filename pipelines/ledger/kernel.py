@@ -38,6 +38,8 @@ MAX_EXPIRED_PER_FRAME: Final = 500
 MAX_PRODUCED_AT: Final = 7_258_118_400_000_000
 """2200-01-01 in microseconds. A frame from later is refused: it would hold the clock, which never goes back, there."""
 
+_USER_DATA: Final = ("user_data_128", "user_data_64", "user_data_32")
+
 _COMMANDS: Final = "ledger.commands"
 _RESULTS: Final = "ledger.results"
 _EVENTS: Final = "ledger.events"
@@ -227,14 +229,16 @@ class LedgerKernel:
         arrays = self._arrays
         lo, hi = (np.uint64(word) for word in split(account_id))
         slot = id_index.find(arrays.account_index, arrays.accounts, arrays.burned, lo, hi)
-        return None if slot < 0 else _account_row(arrays.accounts[slot])
+        return None if slot < 0 else _account_row(next(_fields(arrays.accounts[slot : slot + 1])))
 
     def transfer(self, transfer_id: int) -> dict[str, Any] | None:
         """One transfer as in `state_rows`; None if there is none."""
         arrays = self._arrays
         lo, hi = (np.uint64(word) for word in split(transfer_id))
         slot = id_index.find(arrays.transfer_index, arrays.transfers, arrays.burned, lo, hi)
-        return None if slot < 0 else _transfer_row(arrays.transfers[slot], int(arrays.statuses[slot]))
+        if slot < 0:
+            return None
+        return _transfer_row(next(_fields(arrays.transfers[slot : slot + 1])), int(arrays.statuses[slot]))
 
     def audit(self) -> dict[int, dict[str, int]]:
         """Check the invariants of the whole state; O(accounts + transfers).
@@ -273,9 +277,9 @@ class LedgerKernel:
         limited = accounts["flags"] & (
             AccountFlags.debits_must_not_exceed_credits | AccountFlags.credits_must_not_exceed_debits
         )
-        for record in accounts[limited != 0]:
-            row = _account_row(record)
-            own_side, other = ("debits", "credits") if record["flags"] & 2 else ("credits", "debits")
+        for row in map(_account_row, _fields(accounts[limited != 0])):
+            debits = AccountFlags.debits_must_not_exceed_credits.name in row["flags"]
+            own_side, other = ("debits", "credits") if debits else ("credits", "debits")
             if row[f"{own_side}_pending"] + row[f"{own_side}_posted"] > row[f"{other}_posted"]:
                 raise InvariantBroken(f"ledger: account {row['id']} passed its limit: {row}")
         return figures
@@ -286,9 +290,9 @@ class LedgerKernel:
         Integers are Python ints and flags lists of names. An account also has ``closed``, a transfer with the flag
         ``pending`` also ``pending_status``.
         """
-        for account in self.accounts:
+        for account in _fields(self.accounts):
             yield _account_row(account)
-        for transfer, status in zip(self.transfers, self.pending_statuses.tolist(), strict=True):
+        for transfer, status in zip(_fields(self.transfers), self.pending_statuses.tolist(), strict=True):
             yield _transfer_row(transfer, status)
 
 
@@ -313,46 +317,38 @@ def _names(flags: type[AccountFlags] | type[TransferFlags], bits: int) -> list[s
     return [flag.name or "" for flag in flags if bits & flag]
 
 
-def _number(record: np.void, field: str) -> int:
-    return join(record[f"{field}_lo"], record[f"{field}_hi"])
+def _fields(records: NDArray[np.void]) -> Iterator[dict[str, int]]:
+    """Records as dicts of Python ints, 128-bit numbers joined; in chunks, because a record at a time is slow."""
+    names = records.dtype.names or ()
+    wide = {name.removesuffix("_lo") for name in names if name.endswith("_lo")}
+    for start in range(0, len(records), 4_096):
+        for values in records[start : start + 4_096].tolist():
+            found = dict(zip(names, values, strict=True))
+            for name in wide:
+                found[name] = found.pop(f"{name}_lo") | found.pop(f"{name}_hi") << 64
+            yield found
 
 
-def _account_row(record: np.void) -> dict[str, Any]:
-    flags = int(record["flags"])
+def _account_row(found: dict[str, int]) -> dict[str, Any]:
+    names = ("debits_pending", "debits_posted", "credits_pending", "credits_posted")
     return {
         "type": "Account",
-        "id": _number(record, "id"),
-        "ledger": int(record["ledger"]),
-        "code": int(record["code"]),
-        "flags": _names(AccountFlags, flags),
-        "closed": bool(flags & AccountFlags.closed),
-        "debits_pending": _number(record, "debits_pending"),
-        "debits_posted": _number(record, "debits_posted"),
-        "credits_pending": _number(record, "credits_pending"),
-        "credits_posted": _number(record, "credits_posted"),
-        "user_data_128": _number(record, "user_data_128"),
-        "user_data_64": int(record["user_data_64"]),
-        "user_data_32": int(record["user_data_32"]),
-        "timestamp": int(record["timestamp"]),
+        "id": found["id"],
+        "ledger": found["ledger"],
+        "code": found["code"],
+        "flags": _names(AccountFlags, found["flags"]),
+        "closed": bool(found["flags"] & AccountFlags.closed),
+        **{name: found[name] for name in (*names, *_USER_DATA, "timestamp")},
     }
 
 
-def _transfer_row(record: np.void, status: int) -> dict[str, Any]:
-    row = {
+def _transfer_row(found: dict[str, int], status: int) -> dict[str, Any]:
+    names = ("id", "debit_account_id", "credit_account_id", "amount", "pending_id")
+    row: dict[str, Any] = {
         "type": "Transfer",
-        "id": _number(record, "id"),
-        "debit_account_id": _number(record, "debit_account_id"),
-        "credit_account_id": _number(record, "credit_account_id"),
-        "amount": _number(record, "amount"),
-        "pending_id": _number(record, "pending_id"),
-        "user_data_128": _number(record, "user_data_128"),
-        "user_data_64": int(record["user_data_64"]),
-        "user_data_32": int(record["user_data_32"]),
-        "timeout": int(record["timeout"]),
-        "ledger": int(record["ledger"]),
-        "code": int(record["code"]),
-        "flags": _names(TransferFlags, int(record["flags"])),
-        "timestamp": int(record["timestamp"]),
+        **{name: found[name] for name in (*names, *_USER_DATA, "timeout", "ledger", "code")},
+        "flags": _names(TransferFlags, found["flags"]),
+        "timestamp": found["timestamp"],
     }
     if status != PendingStatus.none:
         announced = PendingStatus.expired if status == PendingStatus.expired_unannounced else PendingStatus(status)

@@ -1,0 +1,206 @@
+"""Runs a pipeline's kernel over a file of frames: what `streambank replay` does, without the command line.
+
+INPUT is NDJSON or an Avro container file. A line of NDJSON (or a record of the container) is one frame::
+
+    {"produced_at": 1700000000000000, "events": [{"type": "CreateAccount", "id": 1, ...}, ...]}
+
+or one event, which is a frame of that event. ``produced_at`` is in microseconds, 0 when missing; an event alone may
+carry it too. ``shard`` (default 0) chooses the kernel: every shard has its own, so a recorded topic can be replayed
+whole. ``topic`` chooses the input topic of a pipeline that has several. Other fields are refused by name.
+
+OUT has one line per input frame: ``produced_at`` and the events of the pipeline's reply topic, in order. Integers
+beyond 2^53 are decimal strings.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+import fastavro
+
+from pipelines.catalogue import TOPICS, Pipeline
+from pipelines.codec import FrameCodec, SchemaError, codec_of
+from pipelines.errors import FieldError, FrameError, StreambankError
+from pipelines.event_json import parse_events, render_events
+from pipelines.frames import Frame
+from pipelines.kernel import Kernel
+from pipelines.shard import new_kernel
+
+__all__ = ["Replay", "ReplayError"]
+
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+MAX_JSON_INTEGER: Final = 2**53
+
+_AVRO_MAGIC: Final = b"Obj\x01"
+_HEADER: Final = ("topic", "shard", "sequence", "produced_at", "trace")
+
+
+class ReplayError(StreambankError):
+    """The input cannot be replayed; the message names the line or record and the field."""
+
+
+class Replay:
+    """One run over one input. ``bytes_read``, ``frames``, ``events`` and ``seconds`` tell how far it is."""
+
+    def __init__(
+        self, pipeline: Pipeline, source: IO[bytes], *, topic: str | None = None, all_topics: bool = False
+    ) -> None:
+        self.pipeline = pipeline
+        self.bytes_read = 0
+        self.frames = 0
+        self.events = 0
+        self.seconds = 0.0
+        """Time inside the kernels."""
+        self._source = io.BufferedReader(source) if isinstance(source, io.RawIOBase) else source
+        self._topic = topic or pipeline.inputs[0].name
+        self._inputs = {found.name for found in pipeline.inputs}
+        self._all_topics = all_topics
+        self._kernels: dict[int, Kernel] = {}
+
+    def lines(self) -> Iterator[bytes]:
+        """Apply the input frame by frame; one line of JSON for each."""
+        for where, frame in self._read():
+            kernel = self._kernels.get(frame.shard)
+            if kernel is None:
+                kernel = self._kernels[frame.shard] = new_kernel(self.pipeline)
+            began = time.perf_counter()
+            try:
+                outputs = kernel.apply(frame)
+            except FrameError as error:
+                raise ReplayError(f"{where}: {error}") from error
+            self.seconds += time.perf_counter() - began
+            self.frames += 1
+            self.events += len(frame.events)
+            by_topic: dict[str, list[dict[str, Any]]] = {found.name: [] for found in self.pipeline.outputs}
+            for output in outputs:
+                if self._all_topics or output.topic == self.pipeline.replies.name:
+                    by_topic[output.topic] += render_events(codec_of(output.topic), output.events)
+            line: dict[str, Any] = {
+                "produced_at": frame.produced_at,
+                "events": by_topic.pop(self.pipeline.replies.name),
+            }
+            if self._all_topics:
+                line["other_topics"] = by_topic
+            yield _encode(line)
+
+    def state_lines(self) -> Iterator[bytes]:
+        """The kernels' final state, one record per line, shard after shard."""
+        for shard in sorted(self._kernels):
+            for row in self._kernels[shard].state_rows():
+                yield _encode(_plain(row if len(self._kernels) == 1 else {"shard": shard, **row}))
+
+    def _read(self) -> Iterator[tuple[str, Frame]]:
+        magic = self._source.peek(4)[:4] if isinstance(self._source, io.BufferedReader) else b""
+        return self._read_container() if magic == _AVRO_MAGIC else self._read_ndjson()
+
+    def _read_ndjson(self) -> Iterator[tuple[str, Frame]]:
+        number = 0
+        while line := self._source.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            self.bytes_read += len(line)
+            where = f"line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise ReplayError(f"{where}: longer than {MAX_LINE_BYTES} bytes; put fewer events into a frame")
+            if not line.strip():
+                continue
+            try:
+                yield where, self._frame(json.loads(line, parse_constant=_refuse_constant))
+            except (ValueError, RecursionError) as error:
+                raise ReplayError(f"{where}: not JSON: {error}") from error
+            except FieldError as error:
+                raise ReplayError(f"{where}: {error}") from error
+
+    def _frame(self, value: Any) -> Frame:
+        if not isinstance(value, dict):
+            raise FieldError("frame", f"a JSON object is expected, found {json.dumps(value)[:60]}")
+        header = {name: value[name] for name in _HEADER if name in value}
+        events: Any
+        if "events" in value:
+            unknown = [name for name in value if name not in header and name != "events"]
+            if unknown:
+                raise FieldError(unknown[0], f"a frame has {', '.join(_HEADER)} and events; remove it")
+            events = value["events"]
+            if not isinstance(events, list):
+                raise FieldError("events", "a list is expected")
+        else:
+            events = [{name: field for name, field in value.items() if name not in header}]
+        topic = header.get("topic", self._topic)
+        if topic not in self._inputs:
+            raise FieldError("topic", f"{topic!r} is not an input of {self.pipeline.name}")
+        trace = header.get("trace")
+        if trace is not None and not isinstance(trace, str):
+            raise FieldError("trace", "text or null is expected")
+        return Frame(
+            topic,
+            _integer(header, "shard", 2**31 - 1),
+            _integer(header, "sequence", 2**63 - 1),
+            _integer(header, "produced_at", 2**63 - 1),
+            trace,
+            parse_events(codec_of(topic), events),
+        )
+
+    def _read_container(self) -> Iterator[tuple[str, Frame]]:
+        try:
+            container = fastavro.reader(self._source)
+            codec, schema, is_frame = self._container_codec(container.writer_schema)
+            for number, record in enumerate(container, start=1):
+                body = io.BytesIO()
+                header = {"shard": 0, "sequence": 0, "produced_at": 0, "trace": None}
+                fastavro.schemaless_writer(body, schema, record if is_frame else header | {"events": [record]})
+                self.bytes_read = self._source.tell() if self._source.seekable() else 0
+                try:
+                    yield f"record {number}", codec.decode(body.getvalue())
+                except FrameError as error:
+                    raise ReplayError(f"record {number}: {error}") from error
+        except (ValueError, EOFError, IndexError, SchemaError, fastavro.schema.SchemaParseException) as error:
+            raise ReplayError(f"not a readable Avro container of {self._topic}: {error}") from error
+
+    def _container_codec(self, written: Any) -> tuple[FrameCodec, Any, bool]:
+        """The codec for a container of frames, or of events, which are then put into frames of one."""
+        reader = TOPICS[self._topic].schema()
+        is_frame = isinstance(written, dict) and any(field["name"] == "events" for field in written.get("fields", []))
+        if not is_frame:
+            fields = [
+                field
+                if field["name"] != "events"
+                else {
+                    "name": "events",
+                    "type": {"type": "array", "items": written if isinstance(written, list) else [written]},
+                }
+                for field in reader["fields"]
+            ]
+            written = {**reader, "fields": fields}
+        plain = json.loads(json.dumps(written, default=str))
+        return FrameCodec(self._topic, reader, plain), fastavro.parse_schema(plain), is_frame
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(header: dict[str, Any], name: str, maximum: int) -> int:
+    value = header.get(name, 0)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        raise FieldError(name, f"an integer from 0 to {maximum} is expected, found {json.dumps(value)[:60]}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Python values as JSON has them: integers beyond 2^53 as decimal strings."""
+    if isinstance(value, dict):
+        return {name: _plain(field) for name, field in value.items()}
+    if isinstance(value, list):
+        return [_plain(field) for field in value]
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_JSON_INTEGER:
+        return str(value)
+    return value
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 def streambank(environment, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *arguments],
+        [str(Path(sys.executable).with_name("streambank")), *arguments],
         env=variables(environment),
         capture_output=True,
         text=True,

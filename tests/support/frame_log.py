@@ -10,10 +10,11 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from infra.settings import Settings
+from jobs.inprocess import InProcess
 from pipelines.catalogue import LEDGER_COMMANDS, Pipeline
 from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
-from pipelines.shard import Reader, Shard, catalogue_reader
+from pipelines.shard import Reader, catalogue_reader
 from pipelines.wire import unwrap, wrap
 
 Outputs = Mapping[tuple[str, int], Sequence[bytes]]
@@ -67,14 +68,12 @@ def expected(
     pipeline: Pipeline, log: Iterable[Record], schema_ids: Mapping[str, int], reader: Reader = catalogue_reader
 ) -> dict[tuple[str, int], list[bytes]]:
     """The outputs of an undisturbed run in this process."""
-    shards: dict[int, Shard] = {}
+    runtime = InProcess(pipeline, schema_ids, reader)
     outputs: dict[tuple[str, int], list[bytes]] = {
         (topic.name, shard): [] for topic in pipeline.outputs for shard in range(pipeline.shards)
     }
     for record in log:
-        if record.partition not in shards:
-            shards[record.partition] = Shard(pipeline, record.partition, schema_ids, reader)
-        for output in shards[record.partition].apply(pipeline.inputs[0].name, record.value):
+        for output in runtime.apply(pipeline.inputs[0].name, record.value, record.partition):
             outputs[output.topic, output.shard].append(output.value)
     return outputs
 

@@ -58,14 +58,11 @@ class ServerProcess:
         self.name = name
         self.pid_file = directory / f"{name}.pid"
         self.log_file = directory / f"{name}.log"
-        self._child: subprocess.Popen[bytes] | None = None
 
     # --- what is there
 
     def find(self) -> psutil.Process | None:
         """The running process, or None when it is gone or its pid belongs to another process by now."""
-        if self._child is not None:
-            self._child.poll()  # reaps it when it has ended
         record = self._record()
         if record is None:
             return None
@@ -169,7 +166,8 @@ class ServerProcess:
                 group=command.user_id if other_user else None,
                 extra_groups=[] if other_user else None,
             )
-        self._child = child
+        # Reaps it whenever it ends, as long as this process lives.
+        threading.Thread(target=child.wait, name=f"reap-{self.name}", daemon=True).start()
         try:
             started_at = psutil.Process(child.pid).create_time()
         except psutil.NoSuchProcess:
@@ -194,9 +192,6 @@ class ServerProcess:
         self.signal_stop()
         orderly = self._wait_gone(deadline_seconds)
         self.kill()
-        if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout=10)
         self.pid_file.unlink(missing_ok=True)
         return orderly
 
@@ -215,8 +210,6 @@ class ServerProcess:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(list(members), timeout=10)
-        if self._child is not None:
-            self._child.poll()
 
     def _wait_gone(self, deadline_seconds: float) -> bool:
         deadline = time.monotonic() + deadline_seconds

@@ -62,8 +62,9 @@ class LetterPlace:
 
     @property
     def id(self) -> str:
-        """Short name for the command line: ``partition-offset``, with ``.index`` in a frame of several."""
-        return f"{self.partition}-{self.offset}" + (f".{self.index}" if self.index else "")
+        """Name for the command line: ``pipeline:partition-offset``, with ``.index`` in a frame of several."""
+        pipeline = self.topic.split(".", 1)[0]
+        return f"{pipeline}:{self.partition}-{self.offset}" + (f".{self.index}" if self.index else "")
 
 
 def schema_id_of(value: bytes | None) -> int:

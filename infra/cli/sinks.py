@@ -44,6 +44,14 @@ def register(app: typer.Typer) -> None:
                 help="How many records are recent for the ratio.", min=1, envvar="STREAMBANK_SINK_DEAD_LETTER_WINDOW"
             ),
         ] = 1_000,
+        stall_seconds: Annotated[
+            float,
+            typer.Option(
+                help="Unhealthy when records wait and none was applied for so long.",
+                min=0.1,
+                envvar="STREAMBANK_SINK_STALL_SECONDS",
+            ),
+        ] = 30.0,
     ) -> None:
         """Carry ledger events into a store, effectively once.
 
@@ -63,6 +71,7 @@ def register(app: typer.Typer) -> None:
             max_batch_events=max_batch_events,
             dead_letter_ratio=dead_letter_ratio,
             dead_letter_window=dead_letter_window,
+            stall_seconds=stall_seconds,
             web_port=web_port,
         )
         kind = PostgresSink if destination is Destination.POSTGRES else CassandraSink

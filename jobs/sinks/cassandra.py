@@ -68,13 +68,19 @@ _COLUMNS: Final = (
 # shard and month come first, to make the partition key with the account; sequence comes last.
 _KINDS: Final = np.array([INT, INT, *(column.kind for column in _COLUMNS), BIGINT], np.int64)
 _NAMES: Final = ("shard", "month", *(column.name for column in _COLUMNS), "sequence", "entry", "direction")
-_INSERT: Final = f"INSERT INTO statement_by_account_month ({', '.join(_NAMES)}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608
+_INSERT: Final = " ".join(
+    [
+        "INSERT INTO {keyspace}.statement_by_account_month",
+        f"({', '.join(_NAMES)}) VALUES ({', '.join('?' * len(_NAMES))})",
+    ]
+)
 _INSERT_POSITION: Final = (
-    "INSERT INTO sink_offsets (sink, topic, partition, next_offset, sequence, unreadable_records, updated_at)"
+    "INSERT INTO {keyspace}.sink_offsets"
+    " (sink, topic, partition, next_offset, sequence, unreadable_records, updated_at)"
     " VALUES (?, ?, ?, ?, ?, ?, toTimestamp(now()))"
 )
 _SELECT_POSITION: Final = (
-    "SELECT partition, next_offset, sequence, unreadable_records FROM sink_offsets"
+    "SELECT partition, next_offset, sequence, unreadable_records FROM {keyspace}.sink_offsets"
     " WHERE sink = ? AND topic = ? AND partition = ?"
 )
 
@@ -150,10 +156,11 @@ class CassandraSink(Sink):
         with _translated():
             cluster = cassandra_cluster(self._settings)
             try:
-                session = cluster.connect(self._settings.cassandra_keyspace)
-                self._insert = session.prepare(_INSERT)
-                self._insert_position = session.prepare(_INSERT_POSITION)
-                self._select_position = session.prepare(_SELECT_POSITION)
+                session = cluster.connect()
+                keyspace = f'"{self._settings.cassandra_keyspace}"'
+                self._insert = session.prepare(_INSERT.format(keyspace=keyspace))
+                self._insert_position = session.prepare(_INSERT_POSITION.format(keyspace=keyspace))
+                self._select_position = session.prepare(_SELECT_POSITION.format(keyspace=keyspace))
             except InvalidRequest as error:
                 cluster.shutdown()
                 raise SinkAlarm(f"Cassandra lacks the sink's tables: {error}. Run `streambank migrate`") from error

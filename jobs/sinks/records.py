@@ -31,12 +31,13 @@ class RecordReader:
     """Decodes the records of one topic, whatever registered schema they were written with.
 
     ``lookup`` returns the schema behind an id and raises `SchemaNotRegistered` or `RegistryError`; ids are looked up
-    once, in a thread.
+    once, in a thread. ``numbered`` says whether one job writes the topic, so that a frame must have a sequence.
     """
 
-    def __init__(self, topic: Topic, lookup: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, topic: Topic, lookup: Callable[[int], dict[str, Any]], *, numbered: bool = True) -> None:
         self._topic = topic
         self._lookup = lookup
+        self._numbered = numbered
         self._codecs: dict[int, FrameCodec] = {}
 
     async def read(self, value: bytes | None, partition: int) -> Frame:
@@ -52,7 +53,7 @@ class RecordReader:
         frame = codec.decode(body)
         if frame.shard != partition:
             raise FrameError("wrong_shard", f"a frame of shard {frame.shard} in partition {partition}")
-        if frame.sequence <= 0:
+        if self._numbered and frame.sequence <= 0:
             raise FrameError("no_sequence", f"sequence {frame.sequence}; frames of {self._topic.name} count from 1")
         return frame
 

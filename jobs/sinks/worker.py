@@ -46,7 +46,6 @@ __all__ = ["DeadLetterLimit", "SinkOptions", "SinkWorker", "configure_logs"]
 
 REWIND_INTERVAL_S: Final = 2.0
 """A seek may be overtaken by records already fetched; when its record has not come by then, seek again."""
-HEALTH_STALL_S: Final = 30.0
 EXIT_FAILED: Final = 1
 
 FRAMES = prometheus_client.Counter(
@@ -76,6 +75,8 @@ class SinkOptions:
     dead_letter_ratio: float = 0.05
     dead_letter_window: int = 1_000
     drain_seconds: float = 20.0
+    stall_seconds: float = 30.0
+    """Records waiting and none applied for so long: not healthy."""
     commit_interval_seconds: float = 1.0
     web_port: int | None = None
     """Port of the health and metrics page; default: the settings' ``faust_web_port`` plus the sink's offset."""
@@ -217,7 +218,7 @@ class SinkWorker:
         return app
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Healthy is: every assigned partition has no lag, or its position advanced within `HEALTH_STALL_S`."""
+        """Healthy is: every assigned partition has no lag, or its position advanced within the ``stall_seconds``."""
         now = time.monotonic()
         partitions = {}
         healthy = self._assigned is not None
@@ -227,7 +228,7 @@ class SinkWorker:
             done = progress.next_offset if progress else 0
             lag = max(0, end - done) if end is not None else None
             advanced = round(now - progress.at, 1) if progress else None
-            well = lag == 0 or (advanced is not None and advanced < HEALTH_STALL_S)
+            well = lag == 0 or (advanced is not None and advanced < self.options.stall_seconds)
             healthy = healthy and well
             LAG.labels(self.sink.name, number).set(lag or 0)
             partitions[str(number)] = {

@@ -41,8 +41,9 @@ from api.results import ResultReader
 from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
-from pipelines.codec import codec_of
+from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import StreambankError
+from pipelines.frames import Events, Frame
 
 __all__ = ["Worker", "make_app"]
 
@@ -125,6 +126,8 @@ class Worker:
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
+        # Compiling (or loading the cached) codec takes seconds, which must not fall on the first request.
+        await asyncio.to_thread(_warm, self.commands, self.results_codec)
         self._background.append(asyncio.create_task(self._learn_schema_id()))
         await self.queries.open()
 
@@ -165,6 +168,12 @@ class Worker:
                 await asyncio.sleep(REGISTRY_RETRY_SECONDS)
 
 
+def _warm(*codecs: FrameCodec) -> None:
+    for codec in codecs:
+        rows = codec.new_rows(1)
+        codec.decode(codec.encode(Frame(codec.topic, 0, 0, 0, None, Events(rows))))
+
+
 WORKER: Final = web.AppKey("worker", Worker)
 
 
@@ -181,7 +190,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
 
     app.cleanup_ctx.append(life)
     for route in WRITE_ROUTES:
-        app.router.add_post(route.path, partial(_write, route), name=route.path)
+        app.router.add_post(route.path, partial(_write, route))
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/transfers/{id}", _transfer)

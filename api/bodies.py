@@ -289,7 +289,7 @@ def _all_errors(codec: FrameCodec, record: Any, error: FieldError) -> list[dict[
     known = {known_field.name for known_field in trial_type.fields}
     for _ in range(MAX_FIELD_ERRORS):
         if error.field in known and not trial_type.field(error.field).has_default:
-            trial[error.field] = str(trial_type.field(error.field).minimum)
+            trial[error.field] = trial_type.field(error.field).minimum
         else:
             trial.pop(error.field, None)
         try:

@@ -21,7 +21,7 @@ class ApiSettings(BaseSettings):
 
     workers: int = Field(2, ge=1, le=64, description="Worker processes.")
     drain_seconds: float = Field(
-        10, gt=0, description="How long a stopping worker may take to answer what it accepted."
+        10, gt=0, description="Time for a stopping worker to answer what it accepted."
     )
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body (one event or an array).")
@@ -29,7 +29,7 @@ class ApiSettings(BaseSettings):
     max_bulk_events: int = Field(5_000_000, ge=1, description="Most events of one NDJSON or Avro body.")
     max_line_bytes: int = Field(16 << 10, ge=256, description="Longest line of NDJSON.")
     max_reported_errors: int = Field(
-        100, ge=1, description="Most bad events that one answer describes; all are counted."
+        100, ge=1, description="Most bad events that one answer describes."
     )
     idle_seconds: float = Field(10, gt=0, description="Longest silence inside a request's body, and of its headers.")
 

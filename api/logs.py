@@ -41,6 +41,8 @@ def configure_logs(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    for driver in ("cassandra", "psycopg.pool"):  # they log every refused connection; queries count their failures
+        logging.getLogger(driver).setLevel(logging.CRITICAL)
 
 
 def log() -> structlog.stdlib.BoundLogger:

@@ -256,12 +256,15 @@ class Queries:
         )
 
     async def _connect_cassandra(self) -> None:
+        said = ""
         while True:
             cluster = cassandra_cluster(self._settings)
             try:
                 self._cassandra = await asyncio.to_thread(cluster.connect, self._settings.cassandra_keyspace)
             except Exception as error:
-                log().info("cassandra is not there yet", error=type(error).__name__)
+                if said != type(error).__name__:
+                    said = type(error).__name__
+                    log().info("cassandra is not there yet", error=said)
                 await asyncio.to_thread(cluster.shutdown)
                 await asyncio.sleep(CONNECT_RETRY_SECONDS)
             else:
@@ -279,11 +282,19 @@ class Queries:
         loop = asyncio.get_running_loop()
         rows: asyncio.Future[list[Any]] = loop.create_future()
 
+        def resolve(found: list[Any] | Exception) -> None:
+            if rows.done():
+                return
+            if isinstance(found, Exception):
+                rows.set_exception(found)
+            else:
+                rows.set_result(found)
+
         def arrived(found: Any) -> None:
-            loop.call_soon_threadsafe(lambda: rows.done() or rows.set_result(list(found)))
+            loop.call_soon_threadsafe(resolve, list(found))
 
         def failed(error: Exception) -> None:
-            loop.call_soon_threadsafe(lambda: rows.done() or rows.set_exception(error))
+            loop.call_soon_threadsafe(resolve, error)
 
         answer = self._cassandra.execute_async(prepared, parameters, timeout=self._timeout)
         answer.add_callbacks(arrived, failed)

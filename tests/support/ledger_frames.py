@@ -13,7 +13,15 @@ from pipelines.ledger.kernel import LedgerKernel
 COMMANDS = codec_of("ledger.commands")
 U128_MAX = 2**128 - 1
 
-_ACCOUNT = {"ledger": 1, "code": 1, "flags": [], "user_data_128": 0, "user_data_64": 0, "user_data_32": 0, "timestamp": 0}
+_ACCOUNT = {
+    "ledger": 1,
+    "code": 1,
+    "flags": [],
+    "user_data_128": 0,
+    "user_data_64": 0,
+    "user_data_32": 0,
+    "timestamp": 0,
+}
 _TRANSFER = {
     "debit_account_id": 0, "credit_account_id": 0, "amount": 0, "pending_id": 0, "user_data_128": 0,
     "user_data_64": 0, "user_data_32": 0, "timeout": 0, "ledger": 1, "code": 1, "flags": [], "timestamp": 0,

@@ -19,6 +19,7 @@ bad_kind, bad_text, bad_rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -155,11 +156,39 @@ class FrameCodec:
             raise FrameError("too_large", f"a frame of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
         if not body:
             raise FrameError("truncated", "an empty record")
+        constants = self._decoder.constants
+        heap = np.frombuffer(body + constants if constants else bytes(body), np.uint8)
+        status, position, frame = self._decode(heap, len(body))
+        if status:
+            raise _decode_error(status, position)
+        return frame
+
+    def decode_many(self, data: bytes, count: int) -> Iterator[Frame]:
+        """Exactly ``count`` frames that lie in ``data`` one behind the other, as in a block of an Avro container.
+
+        Their heaps are views of ``data``. A `FrameError` tells the byte within its frame.
+        """
+        constants = self._decoder.constants
+        heap = np.frombuffer(data + constants if constants else bytes(data), np.uint8)
+        start = 0
+        for number in range(count):
+            if start == len(data):
+                raise FrameError("truncated", f"{number} frames instead of {count}")
+            status, position, frame = self._decode(heap[start:], len(data) - start)
+            if status and status != kernels.TRAILING_BYTES:
+                raise _decode_error(status, position)
+            if position > MAX_FRAME_BYTES:
+                raise FrameError("too_large", f"a frame of {position} bytes; at most {MAX_FRAME_BYTES}")
+            yield frame
+            start += position
+        if start != len(data):
+            raise FrameError("trailing_bytes", f"{len(data) - start} bytes follow the last of {count} frames")
+
+    def _decode(self, heap: NDArray[np.uint8], size: int) -> tuple[int, int, Frame]:
         program = self._decoder
-        heap = np.frombuffer(body + program.constants if program.constants else bytes(body), np.uint8)
         status, position, header, rows = kernels.decode_frame(
             heap,
-            len(body),
+            size,
             program.operations,
             program.branches,
             program.tables,
@@ -170,11 +199,14 @@ class FrameCodec:
             self.row_words,
             _HEADER_ROW_WORDS,
         )
-        if status:
-            raise _decode_error(status, position)
         _, shard, sequence, produced_at, trace, trace_is_set = header[0].tolist()
         events = Events(rows, heap)
-        return Frame(self.topic, shard, sequence, produced_at, text(events, trace) if trace_is_set else None, events)
+        is_readable = status in (0, kernels.TRAILING_BYTES) and trace_is_set
+        return (
+            status,
+            position,
+            Frame(self.topic, shard, sequence, produced_at, text(events, trace) if is_readable else None, events),
+        )
 
     def decode_header(self, body: bytes) -> tuple[int, int, int]:
         """(shard, sequence, produced_at) without reading the events, which may still be malformed."""

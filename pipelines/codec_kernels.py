@@ -296,11 +296,9 @@ def decode_records(
                 rows[row, word] = np.float64(np.uint32(bits).view(np.float32)).view(np.int64)
                 position += 4
             elif opcode == FIXED:
-                for offset in range(0, program[step, 4], 8):
-                    bits = zero
-                    for inner in range(min(8, value - offset)):
-                        bits |= np.uint64(buffer[position + offset + inner]) << np.uint64(8 * inner)
-                    rows[row, word + offset // 8] = np.int64(bits)
+                for offset in range(program[step, 4]):
+                    bits = np.uint64(buffer[position + offset]) << np.uint64(8 * (offset % 8))
+                    rows[row, word + offset // 8] |= np.int64(bits)
                 position += value
             elif opcode == SET:
                 rows[row, word] = program[step, 2]
@@ -394,7 +392,7 @@ def decode_frame(
     if status < 0:
         return status, position, header, rows
     if position != end:
-        return np.int64(TRAILING_BYTES), position, header, rows
+        return np.int64(TRAILING_BYTES), position, header, rows[:events]
     return np.int64(0), position, header, rows[:events]
 
 

@@ -25,7 +25,7 @@ from tests.support.avro_frames import (
     unqualified,
 )
 
-DETERMINISTIC = settings(derandomize=True, deadline=None, max_examples=300)
+DETERMINISTIC = settings(derandomize=True, deadline=None, max_examples=150)
 
 
 @DETERMINISTIC
@@ -47,7 +47,7 @@ def test_any_schema_reads_what_fastavro_wrote_and_writes_the_same_bytes(
 def test_every_topic_reads_what_fastavro_wrote_and_writes_the_same_bytes(topic: str) -> None:
     codec = codec_of(topic)
 
-    @settings(DETERMINISTIC, max_examples=60)
+    @settings(DETERMINISTIC, max_examples=40)
     @given(real_values(codec.schema))
     def check(value: dict[str, Any]) -> None:
         body = oracle_write(codec.schema, value)

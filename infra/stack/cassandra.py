@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
 from typing import Any
 
 from infra.stack.java import java_home
+from infra.stack.probes import ask
 from infra.stack.process import Command
 from infra.stack.server import Port, Server
 
@@ -164,10 +164,7 @@ class Cassandra(Server):
 
     def check(self) -> None:
         """Asks for the protocol options, the native protocol's first question; it is served last at a start."""
-        address = (self.settings.host, self.settings.cassandra_port)
-        with socket.create_connection(address, timeout=3) as connection:
-            connection.sendall(OPTIONS_REQUEST)
-            answer = connection.recv(9)
+        answer = ask(self.settings.host, self.settings.cassandra_port, OPTIONS_REQUEST, 9)
         if len(answer) < 5 or answer[4] != SUPPORTED:
             raise ConnectionError(f"unexpected answer {answer!r} to an OPTIONS request")
 

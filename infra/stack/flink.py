@@ -8,19 +8,20 @@ without high availability a lost JobManager forgets its jobs.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.settings import Settings
 from infra.stack.errors import PrerequisiteError, StackError
 from infra.stack.java import java_home
+from infra.stack.probes import get_json
 from infra.stack.process import Command, ServerProcess
 from infra.stack.server import Port, Server
 
@@ -99,6 +100,8 @@ class Flink(Server):
             "FLINK_LOG_DIR": str(self.directory),
             "FLINK_PID_DIR": str(self.directory / "pids"),
             "JAVA_HOME": str(java_home()),
+            # The interpreter inside a TaskManager takes its packages from the first python3 on the path.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "CLASSPATH": None,
             "FLINK_ENV_JAVA_OPTS": None,
             "JVM_ARGS": None,
@@ -210,8 +213,8 @@ class Flink(Server):
 
     def check(self) -> None:
         """All its TaskManagers are registered."""
-        answer = httpx.get(f"{self.settings.flink_url}/overview", timeout=3, trust_env=False).raise_for_status()
-        registered, running = answer.json()["taskmanagers"], len(self.task_managers())
+        overview = get_json(self.settings.host, self.settings.flink_port, "/overview")
+        registered, running = overview["taskmanagers"], len(self.task_managers())
         if registered < running:
             raise ConnectionError(f"{registered} of {running} TaskManagers are registered")
 

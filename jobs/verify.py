@@ -255,11 +255,13 @@ def verify(
     """Replay and compare; see the module. ``report`` hears what is being done."""
     found = Verification()
     expected = _Expected()
-    figures: Counter[str] = Counter()
+    names = ("command frames", "commands", "created", "repeated commands (exists)", "refused", "repeated output frames")
+    figures: Counter[str] = Counter(dict.fromkeys(names, 0))
     with TopicReader(config) as reader:
         for shard in range(LEDGER.shards):
             report(f"replaying shard {shard}")
             _verify_shard(config, reader, shard, expected, figures, found)
+    expected.sums = dict(sorted(expected.sums.items()))
     for topic, outputs in expected.outputs.items():
         zeros = [0] * LEDGER.shards
         found.check(f"{topic}: frames per shard", outputs.frames, outputs.found)
@@ -298,7 +300,6 @@ def _verify_shard(
     hashes: dict[str, list[bytes]] = {LEDGER_RESULTS.name: [], LEDGER_EVENTS.name: []}
     applied: list[Frame] = []
     set_aside: set[int] = set()
-    created = codec_of(LEDGER_RESULTS.name).event_types[0].field("result").symbols.index("created")
     for record in reader.read(LEDGER_COMMANDS, number):
         figures["command frames"] += 1
         try:
@@ -312,10 +313,8 @@ def _verify_shard(
             if output.topic == LEDGER_EVENTS.name:
                 applied.append(frame)
             else:
-                refused = _count_refused(frame, created)
                 figures["commands"] += len(frame.events)
-                figures["refused"] += refused
-                figures["created"] += len(frame.events) - refused
+                _count_results(frame, figures)
     figures["frames set aside"] += len(set_aside)
 
     for topic in (LEDGER_RESULTS, LEDGER_EVENTS):
@@ -325,7 +324,7 @@ def _verify_shard(
         comparison = expected.outputs[topic.name]
         comparison.frames.append(len(ours))
         comparison.found.append(len(sent.hashes))
-        comparison.differing.append(sent.differing + sum(a != b for a, b in zip(ours, sent.hashes, strict=False)))
+        comparison.differing.append(sent.differing + sum(a != b for a, b in zip(ours, sent.hashes, strict=False) if b))
         comparison.gaps.append(sent.gaps)
         comparison.unreadable.append(sent.unreadable)
         if topic is LEDGER_EVENTS:
@@ -339,14 +338,15 @@ def _verify_shard(
     _expect_rows(number, kernel, applied, expected)
 
 
-def _count_refused(frame: Frame, created: int) -> int:
-    codec = codec_of(frame.topic)
-    refused = 0
-    for event_type in codec.event_types:
+def _count_results(frame: Frame, figures: Counter[str]) -> None:
+    for event_type in codec_of(frame.topic).event_types:
+        symbols = event_type.field("result").symbols
         rows = frame.events.view(event_type.dtype)
-        mine = rows["kind"] == event_type.kind
-        refused += int((rows["result"][mine] != created).sum())
-    return refused
+        counts = np.bincount(rows["result"][rows["kind"] == event_type.kind], minlength=len(symbols)).tolist()
+        created, exists = counts[symbols.index("created")], counts[symbols.index("exists")]
+        figures["created"] += created
+        figures["repeated commands (exists)"] += exists
+        figures["refused"] += sum(counts) - created - exists
 
 
 @dataclass(slots=True)
@@ -354,6 +354,7 @@ class _Sent:
     """What an output topic holds for one shard, repeats dropped."""
 
     hashes: list[bytes] = field(default_factory=list)
+    """By sequence; empty where a frame is missing, or gone because its retention is over."""
     repeated: int = 0
     differing: int = 0
     """Repeats that are not equal to the first frame of their sequence."""
@@ -364,7 +365,8 @@ class _Sent:
 
 def _read_output(reader: TopicReader, topic: Topic, shard: int) -> _Sent:
     codec = codec_of(topic.name)
-    sent = _Sent(end=reader.bounds(topic, shard)[1])
+    start, end = reader.bounds(topic, shard)
+    sent = _Sent(end=end)
     for record in reader.read(topic, shard, end=sent.end):
         try:
             sequence = codec.decode_header(unwrap(record.value)[1])[1]
@@ -377,7 +379,8 @@ def _read_output(reader: TopicReader, topic: Topic, shard: int) -> _Sent:
             sent.differing += value != sent.hashes[sequence - 1]
         else:
             missing = max(0, sequence - len(sent.hashes) - 1)
-            sent.gaps += missing
+            if start == 0 or sent.hashes:
+                sent.gaps += missing
             sent.hashes += [b""] * missing + [value]
     return sent
 
@@ -518,7 +521,7 @@ def _verify_postgres(config: Settings, expected: _Expected, figures: Counter[str
             found.check(f"postgres {table}: missing, too many", (0, 0), _difference(hashes, rows))
         sums = connection.execute(
             "SELECT ledger, sum(debits_pending), sum(debits_posted), sum(credits_pending), sum(credits_posted)"
-            " FROM accounts GROUP BY ledger"
+            " FROM accounts GROUP BY ledger ORDER BY ledger"
         ).fetchall()
         found.check(
             "postgres sums per ledger",

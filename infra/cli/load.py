@@ -102,7 +102,8 @@ def load(
     run = run or time.time_ns() // 1000
     plan = make_plan(run, payments_wanted(rate, seconds, count), short_share, console)
     progress = LoadProgress(len(plan.payments))
-    pace = Pace(rate=rate, seconds=seconds, batch=batch)
+    # On schedule, the plan ends the load; the time limit is only for a target that cannot keep up.
+    pace = Pace(rate=rate, seconds=seconds + 30 if rate and seconds else seconds, batch=batch)
     target = None
     if via is Via.API:
         if not client_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -42,7 +43,7 @@ def check(
         verdict = "[red]incompatible" if found else "not released" if not released or changed else "[green]ok"
         table.add_row(*cells, verdict)
         failures += [(topic.name, why) for why in found]
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for name, why in failures:
         console.print(f"[red]{name}[/]: {why}", highlight=False, soft_wrap=True)
@@ -63,7 +64,7 @@ def register_schemas() -> None:
     with SchemaRegistry() as registry:
         for topic in TOPICS.values():
             table.add_row(registry.subject(topic), str(registry.register(topic)))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 @group.command()

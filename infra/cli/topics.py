@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -44,7 +45,7 @@ def apply(
             table.add_row(entry.name, action, "", "", "")
         for key, (old, new) in entry.changes.items():
             table.add_row(entry.name, action, key, "" if old is None else old, new)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     if refused:
         for entry in refused:
@@ -73,7 +74,7 @@ def list_topics() -> None:
         retention = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms / DAY_MS:g} days"
         partitions = str(state.partitions) if state.partitions else "[red]missing"
         table.add_row(state.name, partitions, f"{state.records:,}", retention, topic.owner, topic.writers, topic.doc)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def register(app: typer.Typer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,7 +65,7 @@ def verify(
             typer.echo(text)
         else:
             json_path.write_text(text + "\n", encoding="utf-8")
-    Console(stderr=str(json_path) == "-").print(checks_table(found))
+    Console(stderr=str(json_path) == "-", width=None if sys.stdout.isatty() else 140).print(checks_table(found))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -78,16 +79,16 @@ def checks_table(found: Verification) -> Any:
         table.add_row(name, "", f"{count:,}", "")
     table.add_section()
     for check in found.checks:
-        figures = (_figure(check.expected), _figure(check.found))
+        figures = (figure(check.expected), figure(check.found))
         table.add_row(check.name, *figures, "[green]ok" if check.ok else f"[red]differs[/] {check.detail}")
     return table
 
 
-def _figure(value: Any) -> str:
+def figure(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_figure(item)}" for key, item in value.items())
+        return "\n".join(f"{key}: {figure(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_figure(item) for item in value) if value else "none"
+        return ", ".join(figure(item) for item in value) if value else "none"
     return str(value)

@@ -28,7 +28,7 @@ class Service:
         self.name = name
         self.log_file = directory / f"{name.replace(' ', '-')}.log"
         self._environment = environment
-        self._arguments = arguments
+        self.arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,7 +39,7 @@ class Service:
     def start(self) -> None:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [STREAMBANK, *self._arguments],
+                [STREAMBANK, *self.arguments],
                 env=variables(self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

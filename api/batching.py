@@ -174,13 +174,13 @@ class Batcher:
         for shard in {run.shard for run in runs}:
             self._pump(self._lanes[shard])
 
-    async def room(self, timeout: float) -> None:
-        """Wait until half of the buffer is free; raises `BufferFull` after ``timeout`` seconds."""
+    async def room(self, seconds: float) -> None:
+        """Wait until half of the buffer is free; raises `BufferFull` after ``seconds``."""
         if self._buffered * 2 <= self._buffered_limit:
             return
         self._room.clear()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await self._room.wait()
         except TimeoutError:
             raise BufferFull(f"{self._buffered} events wait for Kafka and none was acknowledged in time") from None

@@ -374,12 +374,13 @@ async def _avro_header(body: BodyReader) -> tuple[str, Any, bytes]:
 
 
 def _avro_decoder(codec: FrameCodec, schema: Any, allowed: Sequence[str]) -> FrameCodec:
-    """A codec that reads events written with ``schema``; raises `Problem` 422 when they are not events of this route."""
+    """A codec that reads events written with ``schema``; raises `Problem` 422 when this route does not take them."""
     branches = schema if isinstance(schema, list) else [schema]
     names = [str(branch.get("name", "")).rpartition(".")[2] if isinstance(branch, dict) else "" for branch in branches]
     if not names or any(name not in allowed for name in names):
-        raise Problem("invalid-event", f"The file's schema is of {', '.join(name or 'no record' for name in names)[:200]}; "
-                      f"this route takes {', '.join(allowed)}.")  # fmt: skip
+        raise Problem("invalid-event",
+                      f"The file's schema is of {', '.join(name or 'no record' for name in names)[:200]}"
+                      f"; this route takes {', '.join(allowed)}.")  # fmt: skip
     frame = codec.schema
     fields = [
         {**found, "type": {"type": "array", "items": schema}} if found["name"] == "events" else found
@@ -398,8 +399,8 @@ def _inflated(data: bytes, record: int) -> bytes:
     except zlib.error as error:
         raise Problem("malformed-avro", f"The block after record {record} is not deflate: {error}.") from None
     if inflater.unconsumed_tail or not inflater.eof:
-        raise Problem("too-large", f"The block after record {record} inflates to more than {MAX_AVRO_BLOCK_BYTES} bytes, "
-                      "or is cut off.", record=record)  # fmt: skip
+        raise Problem("too-large", f"The block after record {record} inflates to more than {MAX_AVRO_BLOCK_BYTES}"
+                      " bytes, or is cut off.", record=record)  # fmt: skip
     return inflated
 
 
@@ -441,7 +442,7 @@ def _parse_block_singly(
         try:
             record = fastavro.schemaless_reader(stream, parsed_schema, None)
         except Exception as error:
-            raise Problem("malformed-avro", f"Record {position} cannot be read: {type(error).__name__} {error}"[:300] + ".",
+            raise Problem("malformed-avro", f"Record {position} cannot be read: {type(error).__name__} {error}"[:300],
                           record=position) from None  # fmt: skip
         try:
             parts.append(_decode(decoder, data[start : stream.tell()], 1))

@@ -20,17 +20,13 @@ class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STREAMBANK_API_", frozen=True)
 
     workers: int = Field(2, ge=1, le=64, description="Worker processes.")
-    drain_seconds: float = Field(
-        10, gt=0, description="Time for a stopping worker to answer what it accepted."
-    )
+    drain_seconds: float = Field(10, gt=0, description="Time for a stopping worker to answer what it accepted.")
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body (one event or an array).")
     max_bulk_bytes: int = Field(1 << 30, ge=1024, description="Largest NDJSON or Avro body; it is streamed.")
     max_bulk_events: int = Field(5_000_000, ge=1, description="Most events of one NDJSON or Avro body.")
     max_line_bytes: int = Field(16 << 10, ge=256, description="Longest line of NDJSON.")
-    max_reported_errors: int = Field(
-        100, ge=1, description="Most bad events that one answer describes."
-    )
+    max_reported_errors: int = Field(100, ge=1, description="Most bad events that one answer describes.")
     idle_seconds: float = Field(10, gt=0, description="Longest silence inside a request's body, and of its headers.")
 
     frame_bytes: int = Field(256 << 10, ge=4096, description="Upper bound of an encoded frame.")

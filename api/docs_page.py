@@ -11,7 +11,8 @@ __all__ = ["PAGE", "POLICY"]
 _STYLE: Final = """
 :root{color-scheme:light dark;--line:#8884;--dim:#888;--post:#1a7f4b;--get:#1f6feb}
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0}
+h2{margin-top:2.5rem;border-bottom:1px solid var(--line)}
+details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0}
 summary{cursor:pointer;padding:.5rem .8rem}details>div{padding:0 .8rem .8rem}b.m{display:inline-block;width:4rem}
 b.POST{color:var(--post)}b.GET{color:var(--get)}code{font-size:.92em}table{border-collapse:collapse;width:100%}
 td,th{text-align:left;vertical-align:top;padding:.25rem .6rem .25rem 0;border-top:1px solid var(--line)}
@@ -67,7 +68,8 @@ fetch('/openapi.json').then(answer=>answer.json()).then(api=>{
  for(const[title,schema]of Object.entries(api.components.schemas))page.append(el('details',{id:title},
   el('summary',null,code(title),' ',el('span',{className:'dim'},schema.description||'')),
   el('div',null,schema.properties?properties(schema):el('p',null,shape(schema)))));
- if(location.hash){const target=document.getElementById(location.hash.slice(1));if(target){target.open=true;target.scrollIntoView()}}
+ if(location.hash){const target=document.getElementById(location.hash.slice(1));
+  if(target){target.open=true;target.scrollIntoView()}}
 }).catch(error=>document.getElementById('page').append('The document cannot be read: '+error));
 """
 

@@ -1,4 +1,4 @@
-"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a write repeated under its key is answered, not repeated.
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): a write repeated under its key is answered, not redone.
 
 A key belongs to a client and a route. It is reserved before the body is read, so of two requests at once the second
 gets 409; the answer is kept with the body's SHA-256 for a day, and a repeat gets it again with

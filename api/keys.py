@@ -1,4 +1,4 @@
-"""Signing keys of the API's own token issuer: private JWKs in files of mode 0600, one each, read again when they change.
+"""Signing keys of the API's own token issuer: private JWKs in files of mode 0600, one each, reread on change.
 
 The newest key signs. An older one stays published until the last token it signed has expired, so that a rotation is
 never seen by a client. Workers notice a rotation at their next use of the keys (one `stat` of the directory).

@@ -68,7 +68,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             "/v1/accounts/{id}/statement": {"get": _statement()},
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             "/oauth/token": {"post": _token()},
-            "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys of the tokens", "application/json")},
+            "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
             "/health/live": {"get": _open("Operation", "isLive", "Whether the process answers", "application/json")},
             "/health/ready": {"get": _ready()},
             "/metrics": {"get": _open("Operation", "getMetrics", "Metrics for Prometheus", "text/plain")},
@@ -165,7 +165,7 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
                 "refused": {"type": "integer"},
                 "frames": {
                     "type": "array",
-                    "description": "The first 100 frames that hold the events: partition (= shard) and offset in Kafka.",
+                    "description": "The first 100 frames that hold the events: shard (Kafka's partition) and offset.",
                     "items": _object(
                         {"shard": {"type": "integer"}, "offset": {"type": "integer"}, "events": {"type": "integer"},
                          "trace": {"type": "string", "description": "The frame's W3C traceparent."}},
@@ -220,7 +220,9 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
                     "type": "array",
                     "items": _object(
                         {
-                            **_integers("timestamp", "transfer_id"), "entry": {"enum": ["transfer", "expiry"]}, "direction": {"enum": ["debit", "credit"]},
+                            **_integers("timestamp", "transfer_id"),
+                            "entry": {"enum": ["transfer", "expiry"]},
+                            "direction": {"enum": ["debit", "credit"]},
                             **_integers("counterparty_account_id", "amount", "ledger", "code", "pending_id"),
                             **user_data, **balances, **_integers("sequence"), "flags": flags["CreateTransfer"],
                         },
@@ -298,8 +300,8 @@ def _write(operation: str, summary: str, kinds: list[str]) -> dict[str, Any]:
         ),
         "security": [{"oauth": ["ledger:write"]}],
         "parameters": [
-            {"name": "Idempotency-Key", "in": "header", "required": True, "schema": {"type": "string", "maxLength": 257},
-             "description": "Unique per request, quoted or bare; kept for a day."},
+            {"name": "Idempotency-Key", "in": "header", "required": True,
+             "schema": {"type": "string", "maxLength": 257}, "description": "Unique per request, quoted or bare; kept for a day."},
             {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["wait=5"]},
              "description": "`wait=N`: return the results if they come within N seconds."},
             {"name": "traceparent", "in": "header", "schema": {"type": "string"},
@@ -307,7 +309,8 @@ def _write(operation: str, summary: str, kinds: list[str]) -> dict[str, Any]:
         ],
         "requestBody": {"required": True, "content": media},
         "responses": {
-            "200": {"description": "The results; some events were not created.", "content": content, "headers": headers},
+            "200": {"description": "The results; not all were created.", "content": content,
+                    "headers": headers},
             "201": {"description": "The results; all events were created.", "content": content, "headers": headers},
             "202": {"description": "Kafka holds all events.", "content": content, "headers": headers},
             "207": {"description": "Kafka holds the good events; the bad ones are listed.", "content": content,
@@ -357,7 +360,7 @@ def _statement() -> dict[str, Any]:
         {"name": "month", "in": "query", "schema": {"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$"},
          "description": "UTC month; the current one by default."},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
-        {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next_cursor` of the page before."},
+        {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next_cursor`."},
     ]  # fmt: skip
     return operation
 

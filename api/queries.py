@@ -61,7 +61,8 @@ WHERE sink = %(sink)s AND topic = %(topic)s AND partition = %(shard)s
 """
 _STATEMENT: Final = """
 SELECT timestamp, transfer_id, entry, direction, counterparty_account_id, amount, ledger, code, flags, pending_id,
-       user_data_128, user_data_64, user_data_32, debits_pending, debits_posted, credits_pending, credits_posted, sequence
+       user_data_128, user_data_64, user_data_32, debits_pending, debits_posted, credits_pending, credits_posted,
+       sequence
 FROM statement_by_account_month WHERE shard = ? AND account_id = ? AND month = ?
 """
 
@@ -152,7 +153,7 @@ class Queries:
             await asyncio.to_thread(self._cluster.shutdown)
 
     async def account(self, account_id: int, ledger: int | None, min_sequence: int, wait: float) -> dict[str, Any]:
-        """The account with its balances; raises `Problem` 404, 409 or 503. ``wait`` in seconds, for ``min_sequence``."""
+        """The account with its balances; raises `Problem` 404, 409 or 503. ``wait``: seconds for ``min_sequence``."""
         if min_sequence and ledger is not None:
             await self._reach(ledger_shard(ledger), min_sequence, wait)
         return self._account(self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger)))

@@ -1,0 +1,171 @@
+"""The API as a process of its own, a client for it, and the ledger's results without Flink."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from api.clients import ClientStore
+from infra.registry import schema_ids
+from infra.settings import Settings
+from jobs.inprocess import InProcess
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_SHARDS, PIPELINES
+from pipelines.codec import codec_of
+from pipelines.event_json import render_events
+from pipelines.wire import unwrap
+from tests.support.stack import free_ports, variables
+from tests.support.waiting import wait_until
+
+
+@dataclass
+class ApiServer:
+    """A running API. ``environment`` has a data directory of its own, so that keys and clients are not shared."""
+
+    environment: Settings
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def url(self) -> str:
+        return self.environment.api_url
+
+    def new_client(self, *scopes: str) -> tuple[str, str]:
+        client, secret = ClientStore(self.environment.secrets_dir / "clients.json").add("tester", scopes)
+        return client.client_id, secret
+
+    def token(self, *scopes: str) -> str:
+        client = self.new_client(*scopes)
+        grant = {"grant_type": "client_credentials"}
+        answer = httpx.post(f"{self.url}/oauth/token", data=grant, auth=client, timeout=20)
+        return str(answer.raise_for_status().json()["access_token"])
+
+    def session(self, *scopes: str) -> httpx.Client:
+        """An HTTP client with a token of the scopes; by default both."""
+        token = self.token(*(scopes or ("ledger:read", "ledger:write")))
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    def workers(self) -> list[int]:
+        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in found]
+
+    def ready(self) -> bool:
+        return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(40)
+
+
+@contextmanager
+def running_api(environment: Settings, directory: Path, **options: Any) -> Iterator[ApiServer]:
+    """The API of ``environment``; ``options`` are `api.config.ApiSettings` fields."""
+    directory.mkdir(parents=True, exist_ok=True)
+    own = environment.model_copy(update={"data_dir": directory, "api_port": free_ports(1)[0]})
+    settings = {f"STREAMBANK_API_{name.upper()}": str(value) for name, value in options.items()}
+    log_file = directory / "api.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("streambank")), "api"],
+            env={**variables(own), **settings}, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    server = ApiServer(own, process, log_file)
+    try:
+        wait_until(server.ready, 90, f"the API is ready; {log_file}")
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop()
+
+
+def write(
+    session: httpx.Client, path: str, body: Any, content_type: str = "application/json", **headers: str
+) -> httpx.Response:
+    """POST with a fresh Idempotency-Key."""
+    sent = {"Content-Type": content_type, "Idempotency-Key": str(uuid4())} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    if isinstance(body, bytes) or not isinstance(body, (dict, list)):
+        return session.post(path, content=body, headers=sent)
+    return session.post(path, json=body, headers=sent)
+
+
+def frames_in_topic(environment: Settings) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Every record of ledger.commands now: (partition, offset) -> its events."""
+    topic = LEDGER_COMMANDS.name
+    name = environment.kafka_topic(topic)
+    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
+    codec = codec_of(topic)
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    try:
+        ends = {}
+        for partition in range(LEDGER_SHARDS):
+            low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=20)
+            if high > low:
+                ends[partition] = high
+        consumer.assign([TopicPartition(name, partition, 0) for partition in ends])
+        while any((partition, end - 1) not in found for partition, end in ends.items()):
+            message = consumer.poll(20)
+            assert message is not None, "the topic's records do not come"
+            assert message.error() is None, message.error()
+            frame = codec.decode(unwrap(message.value())[1])
+            assert frame.shard == message.partition()
+            assert message.key() == str(frame.shard).encode()
+            found[message.partition(), message.offset()] = render_events(codec, frame.events)
+    finally:
+        consumer.close()
+    return found
+
+
+def ids_in_topic(environment: Settings) -> list[int]:
+    """Ids of all commands in the topic, shard by shard in their order."""
+    return [int(event["id"]) for _, events in sorted(frames_in_topic(environment).items()) for event in events]
+
+
+@contextmanager
+def running_ledger(environment: Settings) -> Iterator[None]:
+    """The ledger's kernel between Kafka topics in this process, at most once: enough to answer the API."""
+    stopping = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
+        producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
+        try:
+            ledger = InProcess(PIPELINES["ledger"], schema_ids(environment))
+            name = environment.kafka_topic(LEDGER_COMMANDS.name)
+            consumer.assign([TopicPartition(name, partition, 0) for partition in range(LEDGER_SHARDS)])
+            while not stopping.is_set():
+                message = consumer.poll(0.1)
+                if message is None or message.error() is not None:
+                    continue
+                for output in ledger.apply(LEDGER_COMMANDS.name, message.value(), message.partition()):
+                    producer.produce(environment.kafka_topic(output.topic), output.value, partition=output.shard)
+                producer.flush(10)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            consumer.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(30)
+        assert not failures, failures
+
+
+def accounts(numbers: Iterable[int], ledger: int = 1) -> list[dict[str, Any]]:
+    return [{"id": number, "ledger": ledger, "code": 10} for number in numbers]

@@ -110,7 +110,8 @@ def test_role_passwords_come_from_the_environment(migrated: Settings, monkeypatc
     assert "correct horse" in postgres_conninfo(migrated, SINK_ROLE)
     assert "password" not in postgres_conninfo(migrated, API_ROLE)
     with psycopg.connect(postgres_conninfo(migrated)) as connection:
-        stored: dict[str, str | None] = dict(connection.execute("SELECT rolname, rolpassword FROM pg_authid").fetchall())
+        found = connection.execute("SELECT rolname, rolpassword FROM pg_authid").fetchall()
+    stored: dict[str, str | None] = dict(found)
     assert (stored[SINK_ROLE] or "").startswith("SCRAM-SHA-256$")
     assert stored[API_ROLE] is None
 

@@ -278,7 +278,7 @@ def schemas_and_values(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def real_values(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Values of a topic's schema, within its bounds."""
+    """Values of a topic's schema, within its bounds and with named flags only."""
     items = items_of(schema)
     namespace = schema["namespace"]
     events = []
@@ -298,5 +298,7 @@ def _real_field(entry: dict[str, Any]) -> st.SearchStrategy[Any]:
     base = avro["type"] if isinstance(avro, dict) else avro
     if base in ("int", "long"):
         lowest, highest = INT if base == "int" else LONG
+        if "flags" in entry:
+            return st.integers(0, 2 ** len(entry["flags"]) - 1)
         return st.integers(entry.get("minimum", lowest), entry.get("maximum", highest))
     return {"string": texts, "bytes": blobs, "boolean": st.booleans(), "float": singles, "double": doubles}[base]

@@ -40,7 +40,7 @@ ANNOUNCED_HEAD: Final = 1
 ANNOUNCED_TAIL: Final = 2
 
 INVARIANT_BROKEN: Final = -1
-"""Returned by `apply_rows` when debits and credits moved by different sums."""
+"""Returned by `apply_rows` when debits and credits moved by different sums, or an account is missing."""
 
 NANOSECONDS: Final = 1_000_000_000
 
@@ -115,7 +115,8 @@ class LedgerArrays(NamedTuple):
     """Slots of expired transfers whose event is still to be written, first in first out."""
     queues: NDArray[np.int64]
     drift: NDArray[np.uint64]
-    """One word: what debits moved more than credits in this frame; 0 or an invariant is broken."""
+    """What debits moved more than credits in this frame, and whether a stored transfer's account is missing; both 0,
+    or an invariant is broken."""
     sources: NDArray[np.void]
     """Empty; its type names a digest of the sources, so that Numba's disk cache never serves code of other sources."""
 
@@ -560,6 +561,16 @@ def _account_slot(state: Any, lo: Any, hi: Any) -> Any:
 
 
 @compiled
+def _known_account_slot(state: Any, lo: Any, hi: Any) -> Any:
+    """Slot of an account that a stored transfer names; if it is not there, an invariant is broken."""
+    slot = _account_slot(state, lo, hi)
+    if slot < 0:
+        state.drift[1] = np.uint64(1)
+        return np.int64(0)
+    return slot
+
+
+@compiled
 def _post_or_void(state: Any, command: Any, attempt: Any, event: Any) -> Any:
     """Stage E and its effects; writes ``event`` on success. Returns (result, timestamp)."""
     flags = command.flags
@@ -615,8 +626,8 @@ def _post_or_void(state: Any, command: Any, attempt: Any, event: Any) -> Any:
         timestamp = command.timestamp
         if _regresses(transfers, state.meta[TRANSFERS], state.accounts, state.meta[ACCOUNTS], timestamp):
             return T.imported_event_timestamp_must_not_regress, attempt
-    debit_slot = _account_slot(state, pending.debit_account_id_lo, pending.debit_account_id_hi)
-    credit_slot = _account_slot(state, pending.credit_account_id_lo, pending.credit_account_id_hi)
+    debit_slot = _known_account_slot(state, pending.debit_account_id_lo, pending.debit_account_id_hi)
+    credit_slot = _known_account_slot(state, pending.credit_account_id_lo, pending.credit_account_id_hi)
     debit = state.accounts[debit_slot]
     credit = state.accounts[credit_slot]
     if flags & POST:
@@ -740,8 +751,8 @@ def _roll_back(state: Any, accounts_before: Any, transfers_before: Any) -> None:
     while state.meta[TRANSFERS] > transfers_before:
         slot = state.meta[TRANSFERS] - 1
         transfer = transfers[slot]
-        debit_slot = _account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
-        credit_slot = _account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
+        debit_slot = _known_account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
+        credit_slot = _known_account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
         debit = state.accounts[debit_slot]
         credit = state.accounts[credit_slot]
         before = _imbalance(debit) + _imbalance(credit)
@@ -792,8 +803,8 @@ def _expire(state: Any, clock: Any, events: Any, limit: Any) -> Any:
         slot = state.announcements[queues[ANNOUNCED_HEAD]]
         queues[ANNOUNCED_HEAD] += 1
         transfer = state.transfers[slot]
-        debit_slot = _account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
-        credit_slot = _account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
+        debit_slot = _known_account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
+        credit_slot = _known_account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
         _set_status(state, slot, STATUS_EXPIRED)
         _write_transfer_expired(events[written], transfer, state.accounts[debit_slot], state.accounts[credit_slot])
         written += 1
@@ -805,8 +816,8 @@ def _expire(state: Any, clock: Any, events: Any, limit: Any) -> Any:
         if state.statuses[slot] != STATUS_PENDING:
             continue
         transfer = state.transfers[slot]
-        debit_slot = _account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
-        credit_slot = _account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
+        debit_slot = _known_account_slot(state, transfer.debit_account_id_lo, transfer.debit_account_id_hi)
+        credit_slot = _known_account_slot(state, transfer.credit_account_id_lo, transfer.credit_account_id_hi)
         debit = state.accounts[debit_slot]
         credit = state.accounts[credit_slot]
         before = _imbalance(debit) + _imbalance(credit)
@@ -872,7 +883,8 @@ def apply_rows(
     each of the three event types and as words, have room for one per command and ``expired_limit`` more. Returns the
     number of events written, or `INVARIANT_BROKEN`.
     """
-    state.drift[0] = 0
+    state.drift[0] = np.uint64(0)
+    state.drift[1] = np.uint64(0)
     count = len(account_commands)
     # a TransferCreated fills a whole row, the other events are narrower: what they leave must not be random
     for row in range(expired_limit):
@@ -963,6 +975,6 @@ def apply_rows(
         start = end
     state.meta[CLOCK] = clock + count
     mark(state.dirty, state.first_pages[4])
-    if state.drift[0] != np.uint64(0):
+    if state.drift[0] != np.uint64(0) or state.drift[1] != np.uint64(0):
         return INVARIANT_BROKEN
     return written

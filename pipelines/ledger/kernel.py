@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipelines import pages
 from pipelines.codec import codec_of
 from pipelines.errors import FrameError, StateVersionError, StreambankError
-from pipelines.frames import Events, Frame
+from pipelines.frames import Events, Frame, Rows
 from pipelines.kernel import InvariantBroken, Output
 from pipelines.ledger import engine, expiry, id_index
 from pipelines.ledger.records import ACCOUNT, TRANSFER, U128, AccountFlags, PendingStatus, TransferFlags
@@ -109,7 +109,7 @@ class LedgerKernel:
             expiries=pages.reserve(np.int64, 2 * max_transfers).reshape(max_transfers, 2),
             announcements=pages.reserve(np.int64, max_transfers),
             queues=np.zeros(3, np.int64),
-            drift=np.zeros(1, np.uint64),
+            drift=np.zeros(2, np.uint64),
             sources=_SOURCES,
         )
 
@@ -126,7 +126,7 @@ class LedgerKernel:
         arrays = self._arrays
         rows = frame.events.rows
         count = len(rows)
-        self._check_capacity(count)
+        self._check_capacity(rows)
         clock = max(int(arrays.meta[engine.CLOCK]), frame.produced_at * 1_000)
         waiting = int(arrays.queues[engine.ANNOUNCED_TAIL] - arrays.queues[engine.ANNOUNCED_HEAD])
         expired_limit = min(MAX_EXPIRED_PER_FRAME, waiting + int(arrays.queues[engine.EXPIRIES]))
@@ -145,21 +145,22 @@ class LedgerKernel:
         )
         if written == engine.INVARIANT_BROKEN:
             raise InvariantBroken(
-                f"ledger: debits and credits moved by different sums in the frame of {count} events produced at "
-                f"{frame.produced_at} (trace {frame.trace})"
+                "ledger: debits and credits moved by different sums, or a transfer's account is missing, in the frame "
+                f"of {count} events produced at {frame.produced_at} (trace {frame.trace})"
             )
         return [Output(_RESULTS, Events(results)), Output(_EVENTS, Events(events[:written]))]
 
-    def _check_capacity(self, count: int) -> None:
+    def _check_capacity(self, rows: Rows) -> None:
         meta = self._arrays.meta
-        for name, used in (
-            ("accounts", meta[engine.ACCOUNTS]),
-            ("transfers", max(meta[engine.TRANSFERS], meta[engine.BURNED_IDS])),
+        transfers = int(np.count_nonzero(rows[:, 0]))
+        for name, used, more in (
+            ("accounts", int(meta[engine.ACCOUNTS]), len(rows) - transfers),
+            ("transfers", int(max(meta[engine.TRANSFERS], meta[engine.BURNED_IDS])), transfers),
         ):
-            if used + count > self._capacity[name]:
+            if used + more > self._capacity[name]:
                 raise CapacityExceeded(
-                    f"ledger: {used} of at most {self._capacity[name]} {name} are used; "
-                    f"a frame of {count} events may not fit: start the kernel with a larger max_{name}"
+                    f"ledger: {used} of at most {self._capacity[name]} {name} are used, {more} more may not fit: "
+                    f"start the kernel with a larger max_{name}"
                 )
 
     def dirty_pages(self) -> dict[str, bytes]:
@@ -178,7 +179,7 @@ class LedgerKernel:
         for key, data in pages.items():
             self._state.load(key, data)
         arrays = self._arrays
-        self._check_capacity(0)
+        self._check_capacity(self._commands.new_rows(0))
         self.audit()
         transfer_count = int(arrays.meta[engine.TRANSFERS])
         id_index.rebuild(arrays.account_index, arrays.accounts, arrays.meta[engine.ACCOUNTS], False)

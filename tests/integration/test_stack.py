@@ -301,3 +301,19 @@ def test_uptime_and_memory_are_those_of_the_processes(own: Settings) -> None:
         assert status.uptime_seconds is not None
         assert status.uptime_seconds <= time.time() - before + 1
     assert valkey.status().state == "stopped"
+
+
+def test_killing_the_test_session_leaves_no_server_running(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from infra.stack.valkey import Valkey\n"
+        "from tests.support.stack import PrivateStack\n"
+        "print(PrivateStack(Path(sys.argv[1])).get(Valkey).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdout is not None
+        valkey = psutil.Process(int(session.stdout.readline()))
+        session.kill()
+    wait_until(lambda: not valkey.is_running() or valkey.status() == psutil.STATUS_ZOMBIE, 60, "Valkey is stopped")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pipelines.catalogue import Pipeline
 from pipelines.codec import codec_of
+from pipelines.errors import FrameError
 from pipelines.frames import Frame
 from pipelines.shard import OutputRecord, Reader, Shard, catalogue_reader
 from pipelines.wire import unwrap
@@ -54,6 +55,8 @@ class InProcess:
         if partition is None:
             schema_id, body = unwrap(value)
             partition = self._reader(topic, schema_id).decode_header(body)[0]
+            if not 0 <= partition < self.pipeline.shards:
+                raise FrameError("wrong_shard", f"{self.pipeline.name} has no shard {partition}")
         return self.shard(partition).apply(topic, value)
 
     def apply_frame(self, frame: Frame) -> list[OutputRecord]:

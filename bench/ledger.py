@@ -1,0 +1,146 @@
+"""The ledger kernel alone: transfers per CPU-second, rows of commands in, rows of results and events out.
+
+Three loads of plain transfers in frames of 500: accounts chosen evenly, by Zipf's law, and two hot accounts only. The
+baseline is the plain Python dictionary that a first version would be: the same checks for plain transfers, nothing more.
+Sums of debits and credits and the number of transfers are checked in the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.report import Measurement
+from pipelines.codec import codec_of
+from pipelines.frames import Events, Frame
+from pipelines.ledger.kernel import LedgerKernel
+from pipelines.ledger.results import TransferResultCode
+
+__all__ = ["measure"]
+
+ACCOUNTS: Final = 10_000
+FRAME_EVENTS: Final = 500
+GOAL: Final = 3_000_000
+_FIRST_ID: Final = 1 << 40
+
+
+def measure(transfers: int = 2_000_000, seed: int = 1) -> list[Measurement]:
+    """One measurement per load; ``transfers`` of each, ids random."""
+    baseline = _dictionary_rate(seed)
+    loads: dict[str, Callable[[np.random.Generator, int], NDArray[np.int64]]] = {
+        "uniform": lambda rng, count: rng.integers(0, ACCOUNTS, count),
+        "zipf": lambda rng, count: np.minimum(rng.zipf(1.2, count), ACCOUNTS) - 1,
+        "two hot accounts": lambda rng, count: rng.integers(0, 2, count),
+    }
+    return [_measure(name, choose, transfers, seed, baseline) for name, choose in loads.items()]
+
+
+def _measure(
+    name: str,
+    choose: Callable[[np.random.Generator, int], NDArray[np.int64]],
+    transfers: int,
+    seed: int,
+    baseline: float,
+) -> Measurement:
+    rng = np.random.default_rng(seed)
+    kernel = LedgerKernel()
+    kernel.apply(_frame(_accounts()))
+    seconds = 0.0
+    moved = 0
+    for start in range(0, transfers, FRAME_EVENTS * 200):
+        count = min(FRAME_EVENTS * 200, transfers - start)
+        rows = _transfers(rng, choose, start, count)
+        moved += int(rows.view(_TRANSFER)["amount_lo"].sum())
+        frames = [_frame(rows[first : first + FRAME_EVENTS]) for first in range(0, count, FRAME_EVENTS)]
+        began = time.process_time()
+        outputs = [kernel.apply(frame) for frame in frames]
+        seconds += time.process_time() - began
+        for results, events in outputs:
+            if np.any(results.events.rows[:, 3] != TransferResultCode.created) or len(events.events) != len(
+                results.events
+            ):
+                raise AssertionError(f"{name}: a transfer was refused")
+    figures = kernel.audit()[1]
+    if (figures["transfers"], figures["posted"]) != (transfers, moved):
+        raise AssertionError(f"{name}: {figures}, sent {transfers} transfers of {moved} together")
+    rate = transfers / seconds
+    return Measurement(
+        name=f"ledger kernel, {name}",
+        value=rate,
+        unit="transfers/s of CPU",
+        baseline=baseline,
+        baseline_name="plain Python",
+        ratio=rate / baseline,
+        goal=f">= {GOAL:,}/s",
+        met=rate >= GOAL,
+        check=f"{transfers:,} created; debits = credits = {moved}",
+        detail={"frame_events": FRAME_EVENTS, "accounts": 2 if name.startswith("two") else ACCOUNTS},
+    )
+
+
+_COMMANDS = codec_of("ledger.commands")
+_ACCOUNT = _COMMANDS.event_type("CreateAccount").dtype
+_TRANSFER = _COMMANDS.event_type("CreateTransfer").dtype
+
+
+def _frame(rows: NDArray[np.int64]) -> Frame:
+    return Frame("ledger.commands", 1, 0, 1_700_000_000_000_000, None, Events(rows))
+
+
+def _accounts() -> NDArray[np.int64]:
+    rows = _COMMANDS.new_rows(ACCOUNTS)
+    commands = rows.view(_ACCOUNT)[:, 0]
+    commands["id_lo"] = np.arange(1, ACCOUNTS + 1)
+    commands["ledger"] = commands["code"] = 1
+    return rows
+
+
+def _transfers(
+    rng: np.random.Generator, choose: Callable[[np.random.Generator, int], NDArray[np.int64]], start: int, count: int
+) -> NDArray[np.int64]:
+    rows = _COMMANDS.new_rows(count)
+    commands = rows.view(_TRANSFER)[:, 0]
+    debits = choose(rng, count)
+    credits = choose(rng, count)
+    credits = np.where(debits == credits, (debits + 1) % 2 if debits.max() < 2 else (debits + 1) % ACCOUNTS, credits)
+    commands["kind"] = 1
+    commands["id_lo"] = _FIRST_ID + start + np.arange(count)
+    commands["id_hi"] = rng.integers(0, 1 << 62, count)
+    commands["debit_account_id_lo"] = debits + 1
+    commands["credit_account_id_lo"] = credits + 1
+    commands["amount_lo"] = rng.integers(1, 10_000, count)
+    commands["ledger"] = commands["code"] = 1
+    return rows
+
+
+def _dictionary_rate(seed: int, count: int = 50_000) -> float:
+    """Plain transfers per CPU-second of a dictionary of accounts, checks included, without encoding."""
+    rng = np.random.default_rng(seed)
+    accounts = {number: [0, 0, 1, 1, 0] for number in range(1, ACCOUNTS + 1)}
+    done: dict[int, tuple[int, ...]] = {}
+    commands = [
+        (int(debit), int(debit) % ACCOUNTS + 1, int(amount))
+        for debit, amount in zip(rng.integers(1, ACCOUNTS + 1, count), rng.integers(1, 10_000, count), strict=True)
+    ]
+    outputs: list[dict[str, Any]] = []
+    began = time.process_time()
+    for number, (debit_id, credit_id, amount) in enumerate(commands, start=_FIRST_ID):
+        if number in done or number == 0 or not debit_id or not credit_id or debit_id == credit_id:
+            continue
+        debit, credit = accounts.get(debit_id), accounts.get(credit_id)
+        if debit is None or credit is None or debit[2] != credit[2] or debit[4] or credit[4]:
+            continue
+        if debit[0] + amount >= 2**128 or credit[1] + amount >= 2**128:
+            continue
+        debit[0] += amount
+        credit[1] += amount
+        done[number] = (debit_id, credit_id, amount)
+        outputs.append({"id": number, "result": 0, "debits_posted": debit[0], "credits_posted": credit[1]})
+    seconds = time.process_time() - began
+    if len(outputs) != count or sum(debit[0] for debit in accounts.values()) != sum(a[1] for a in accounts.values()):
+        raise AssertionError("the plain Python ledger is wrong")
+    return count / seconds

@@ -31,6 +31,8 @@ import faust
 import prometheus_client
 import stamina
 import structlog
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from faust.exceptions import ProducerSendError
 from faust.types import TP
 
 from infra.registry import SchemaRegistry, writer_schema
@@ -162,6 +164,8 @@ class SinkWorker:
         self._wake = asyncio.Event()
         self._log = log.bind(sink=sink.name)
         self._app: faust.App | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="streambank-sink-")
+        """Faust makes directories for tables, which there are none of."""
 
     # --- Faust -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +175,7 @@ class SinkWorker:
             self.settings.kafka_topic(f"sink-{self.sink.name}"),
             broker=f"kafka://{self.settings.kafka_bootstrap}",
             store="memory://",
-            datadir=tempfile.mkdtemp(prefix="streambank-sink-"),
+            datadir=self._scratch.name,
             key_serializer="raw",
             value_serializer="raw",
             topic_disable_leader=True,  # no internal topics: partition counts are the catalogue's
@@ -275,6 +279,7 @@ class SinkWorker:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._app.stop(), timeout=self.options.drain_seconds)
             await self.sink.close()
+            self._scratch.cleanup()
 
     def _exit_code(self, writer: asyncio.Task[None], app: faust.App) -> int:
         if writer.done() and not writer.cancelled() and (error := writer.exception()) is not None:
@@ -467,14 +472,17 @@ class SinkWorker:
             payload=record.value or b"",
         )
         trace = record.frame.trace if record.frame else None
-        await self._app.producer.send_and_wait(
-            self.settings.kafka_topic(self._dead_letter_topic.name),
-            str(record.partition).encode(),
-            encode_letter(self._dead_letter_topic, self._letter_schema_id, letter, trace),
-            record.partition,
-            None,
-            None,
-        )
+        try:
+            await self._app.producer.send_and_wait(
+                self.settings.kafka_topic(self._dead_letter_topic.name),
+                str(record.partition).encode(),
+                encode_letter(self._dead_letter_topic, self._letter_schema_id, letter, trace),
+                record.partition,
+                None,
+                None,
+            )
+        except (KafkaError, ProducerSendError) as error:
+            raise StoreUnavailable(f"Kafka did not take a dead letter: {error}") from error
         self._letters_sent.add(key)
         DEAD_LETTERS.labels(self.sink.name, refusal.reason).inc()
         self._log.warning(
@@ -497,9 +505,10 @@ _NO_EVENTS: Final = _no_events()
 
 
 def _forever(on: type[Exception] | tuple[type[Exception], ...]) -> Any:
-    """Try again until it works, after 0.1 to 5 s plus jitter."""
+    """Try again until it works, after 0.1 to 2.1 s: stamina's growing waits lose their jitter once they reach the
+    maximum, and then many sinks would come back to a store at the same moments."""
     return stamina.retry_context(
-        on=on, attempts=None, timeout=None, wait_initial=0.1, wait_max=5.0, wait_jitter=1.0, wait_exp_base=2.0
+        on=on, attempts=None, timeout=None, wait_initial=0.1, wait_max=2.1, wait_jitter=2.0, wait_exp_base=1.0
     )
 
 

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from numba import njit
 
+from infra.settings import PROJECT_ROOT
 from pipelines import wire
 from pipelines.avro_schema import SchemaError
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_DEAD_LETTERS
-from pipelines.codec import MAX_EVENTS_PER_FRAME, MAX_FRAME_BYTES, FrameCodec, HeapBuilder, codec_of, raw, text
+from pipelines.codec import (
+    MAX_EVENTS_PER_FRAME,
+    MAX_FRAME_BYTES,
+    REASONS,
+    FrameCodec,
+    HeapBuilder,
+    codec_of,
+    raw,
+    text,
+)
 from pipelines.errors import FrameError
 from pipelines.frames import Events, Frame
 from tests.support.avro_frames import frame_schema
@@ -219,3 +229,19 @@ def test_what_is_not_the_wire_format(value: bytes | None, expected: str) -> None
     with pytest.raises(FrameError) as error:
         wire.unwrap(value)
     assert error.value.reason == expected
+
+
+REFERENCE = (PROJECT_ROOT / "docs" / "reference" / "frames.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_reference_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = REFERENCE.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "docs/reference/frames.md", "exec"), {})  # noqa: S102 - the page's own code
+    assert capsys.readouterr().out.startswith("[978] [{'type': 'CreateAccount', 'id': 1")
+
+
+def test_the_reference_page_lists_every_reason_and_the_limits() -> None:
+    for name, _ in REASONS.values():
+        assert f"`{name}`" in REFERENCE
+    assert f"{MAX_FRAME_BYTES:,}" in REFERENCE
+    assert f"{MAX_EVENTS_PER_FRAME:,}" in REFERENCE

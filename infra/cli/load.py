@@ -148,7 +148,7 @@ def make_plan(run: int, payments: int, short_share: float, console: Any) -> Load
     from models.load_plan import plan_load
     from models.simulator import load_transactions
 
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("simulating card payments (once)", total=None, visible=False)
 
         def report(done: int, total: int) -> None:

@@ -135,20 +135,21 @@ def _environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]
     try:
         yield environment, {topic.name: registry.register(topic, environment) for topic in TOPICS.values()}
     finally:
-        names = [environment.kafka_topic(name) for name in TOPICS]
-        for deleted in _admin(environment).delete_topics(names, operation_timeout=30).values():
+        admin = _admin(environment)
+        for deleted in admin.delete_topics([environment.kafka_topic(name) for name in TOPICS]).values():
             deleted.result()
 
 
 @contextmanager
 def _job(environment: Settings, options: Mapping[str, str]) -> Iterator[Job]:
     name = job_name("ledger", environment)
-    job = submit(Submission(job_file("ledger"), name, flink_options=options), environment)
     try:
-        yield job
+        yield submit(Submission(job_file("ledger"), name, flink_options=options), environment)
     finally:
         with FlinkRest(environment) as flink:
-            flink.cancel(job)
+            for job in flink.jobs():
+                if job.name == name and not job.is_terminal:
+                    flink.cancel(job)
 
 
 def _account_frames(schema_id: int) -> Iterator[tuple[int, bytes]]:

@@ -24,7 +24,7 @@ __all__ = ["Checkpoint", "FlinkError", "FlinkRest", "Job", "JobFailed", "JobNotF
 TIMEOUT_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.1
 TERMINAL_STATES: Final = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
-PYTHON_EXCEPTION: Final = "pemja.core.PythonException: "
+PYTHON_EXCEPTIONS: Final = ("pemja.core.PythonException: ", "io.streambank.flink.KernelStoppedException: ")
 
 
 class FlinkError(StreambankError):
@@ -189,7 +189,7 @@ class FlinkRest:
         self._call("PATCH", f"/jobs/{job.id}", params={"mode": "cancel"})
         self._wait(lambda: self.job(job.id).is_terminal, timeout_seconds, f"job {job.name} did not stop")
 
-    def wait_serving(self, job: Job, timeout_seconds: float = 180) -> Job:
+    def wait_serving(self, job: Job, timeout_seconds: float = 300) -> Job:
         """Wait until all tasks of the job are running. Raises `JobFailed` when it failed instead."""
 
         def is_serving() -> bool:
@@ -252,12 +252,12 @@ class FlinkRest:
 
 
 def python_error(stacktrace: str) -> str | None:
-    """The Python error at the bottom of a Java stack trace: the text of its last PythonException, without Java's
-    lines; None if there is none."""
-    start = stacktrace.rfind(PYTHON_EXCEPTION)
+    """The Python error at the bottom of a Java stack trace: the text of the last exception that carries one, without
+    Java's lines; None if there is none."""
+    start, length = max((stacktrace.rfind(name), len(name)) for name in PYTHON_EXCEPTIONS)
     if start < 0:
         return None
-    text = re.split(r"\n\s+at [\w.$/]+\(|\n\s*Caused by: ", stacktrace[start + len(PYTHON_EXCEPTION) :], maxsplit=1)[0]
+    text = re.split(r"\n\s+at [\w.$/<>]+\(|\n\s*Caused by: ", stacktrace[start + length :], maxsplit=1)[0]
     return re.sub(r"^<class '[\w.]+'>: ", "", text).strip()
 
 

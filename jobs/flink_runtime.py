@@ -6,8 +6,8 @@ Promises:
 - Delivery: the sink is at least once and sends at once, without waiting for a checkpoint. Outputs carry sequences
   that are part of the state, so that the frames repeated after a restore are equal to the first ones and readers drop
   them (docs/adr/0003-delivery.md).
-- A record that is no frame becomes a dead letter and the job goes on. A broken invariant, or any other error of a
-  kernel, fails the job with the whole Python traceback in its message.
+- A record that is no frame becomes a dead letter and the job goes on. A broken invariant fails the job for good. Any
+  other error restarts it by its restart strategy. Both carry the whole Python traceback in their message.
 - A job started without a savepoint reads its input from the beginning and so rebuilds its state; offsets are committed
   for monitoring only. Starting at committed offsets with an empty state would lose what lies before them.
 
@@ -43,6 +43,7 @@ from jobs.flink_keys import MAX_PARALLELISM, shard_keys
 from jobs.flink_state import FoldPolicy, JournaledShard
 from pipelines.catalogue import Pipeline
 from pipelines.errors import FrameError, StreambankError
+from pipelines.kernel import InvariantBroken
 
 __all__ = ["DEFAULTS", "JobError", "ShardFunction", "build", "run"]
 
@@ -120,6 +121,10 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
     def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         try:
             rows = self._process(*value)
+        except InvariantBroken as error:
+            # the sink fails the job for good: a restart would only meet the same frame again
+            text = "".join(traceback.format_exception(error))
+            rows = [Row("", value[0], text.encode())]
         except Exception as error:
             raise _with_traceback(error) from None
         yield from rows

@@ -16,7 +16,7 @@ from tests.support.flink_job import caught_up, end, provision, running, start
 from tests.support.frame_log import count, expected, produce, random_log
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 SHARDS = COUNTER.shards
 
@@ -43,7 +43,7 @@ class Stream:
 
 def wait_for_results(environment, frames):
     wait_until(
-        lambda: count(environment, LEDGER_RESULTS.name, SHARDS) >= frames, 120, f"the job writes {frames} result frames"
+        lambda: count(environment, LEDGER_RESULTS.name, SHARDS) >= frames, 300, f"the job writes {frames} result frames"
     )
 
 
@@ -60,7 +60,7 @@ def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment
                 flink.kill_task_manager()
                 flink.start_task_manager()
             with FlinkRest(environment) as rest:
-                wait_until(lambda: rest.restarts(job) >= 2, 120, "Flink restarts the job")
+                wait_until(lambda: rest.restarts(job) >= 2, 300, "Flink restarts the job")
             wait_for_results(environment, 1200)
             # JobManager and TaskManager at once: the cluster forgets the job
             flink.kill()

@@ -68,7 +68,7 @@ def end(environment: Settings, name: str) -> None:
                 flink.cancel(job)
 
 
-def caught_up(environment: Settings, pipeline: Pipeline, wanted: Outputs, deadline: float = 120) -> int:
+def caught_up(environment: Settings, pipeline: Pipeline, wanted: Outputs, deadline: float = 300) -> int:
     """Wait until the last wanted frame of every shard was written, then check everything that was written against the
     undisturbed run; returns the number of repeats."""
     wait_until(lambda: _last_values_are(environment, wanted), deadline, "the job writes the last frames")

@@ -30,9 +30,7 @@ MetricName = Literal[
     "streambank_api_idempotency_replayed",  # stored answers given again
     "streambank_api_tokens",  # token requests, by outcome
     "streambank_api_waits",  # `Prefer: wait` requests, by outcome
-    "streambank_api_results_delay",  # results that arrived for a waiting request
     "streambank_api_store_failures",  # failed queries, by store
-    "streambank_api_worker_restarts",  # workers restarted by the parent
 ]
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

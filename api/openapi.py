@@ -301,7 +301,8 @@ def _write(operation: str, summary: str, kinds: list[str]) -> dict[str, Any]:
         "security": [{"oauth": ["ledger:write"]}],
         "parameters": [
             {"name": "Idempotency-Key", "in": "header", "required": True,
-             "schema": {"type": "string", "maxLength": 257}, "description": "Unique per request, quoted or bare; kept for a day."},
+             "schema": {"type": "string", "maxLength": 257},
+             "description": "Unique per request, quoted or bare; kept for a day."},
             {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["wait=5"]},
              "description": "`wait=N`: return the results if they come within N seconds."},
             {"name": "traceparent", "in": "header", "schema": {"type": "string"},

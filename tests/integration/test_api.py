@@ -197,8 +197,8 @@ def test_each_bad_request_has_its_own_answer(api: ApiServer, session: httpx.Clie
         "no such path": (404, "not-found"),
         "no such method": (405, "method-not-allowed"),
     }
-    reading = api.session("ledger:read")
-    refused = write(reading, "/v1/accounts", record)
+    with api.session("ledger:read") as reading:
+        refused = write(reading, "/v1/accounts", record)
     assert (refused.status_code, slug(refused)) == (403, "insufficient-scope")
     anonymous = httpx.post(f"{api.url}/v1/accounts", json=record, headers={"Idempotency-Key": "x"})
     assert (anonymous.status_code, slug(anonymous)) == (401, "unauthorized")
@@ -319,8 +319,8 @@ def test_the_rate_limit_counts_events_over_all_workers(environment: Settings, tm
         for _ in range(4):  # whichever worker answers
             with server.session() as other:
                 assert write(other, "/v1/accounts", accounts(range(1100, 1110))).status_code == 202
-            same_client = httpx.Client(base_url=server.url, headers=session.headers)
-            refused = write(same_client, "/v1/accounts", accounts([1, 2, 3]))
+            with httpx.Client(base_url=server.url, headers=session.headers) as same_client:
+                refused = write(same_client, "/v1/accounts", accounts([1, 2, 3]))
             assert (refused.status_code, slug(refused)) == (429, "rate-limited")
             assert int(refused.headers["Retry-After"]) >= 1
 
@@ -547,8 +547,8 @@ def test_a_taken_port_is_said(api: ApiServer, tmp_path: Path) -> None:
     from tests.support.stack import variables
 
     again = subprocess.run(
-        [str(Path(sys.executable).with_name("streambank")), "api"], env=variables(api.environment), capture_output=True, text=True,
-        timeout=60, check=False,
+        [str(Path(sys.executable).with_name("streambank")), "api"], env=variables(api.environment),
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert again.returncode == 1
     assert "STREAMBANK_API_PORT" in again.stderr

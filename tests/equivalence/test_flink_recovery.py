@@ -10,14 +10,15 @@ import pytest
 
 from infra.flink_jobs import LATEST, savepoint_directory
 from infra.flink_rest import FlinkRest
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, PIPELINES
 from tests.support.counter_kernel import COUNTER
-from tests.support.flink_job import caught_up, end, provision, running, start
-from tests.support.frame_log import count, expected, produce, random_log
+from tests.support.flink_job import LEDGER_JOB, caught_up, end, provision, running, start
+from tests.support.frame_log import count, expected, ledger_log, produce, random_log
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
+LEDGER = PIPELINES["ledger"]
 SHARDS = COUNTER.shards
 
 
@@ -73,24 +74,26 @@ def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment
         end(environment, job.name)
 
 
-def test_rescaling_keeps_every_shards_state(kafka, registry, flink, environment):
+def test_the_ledger_writes_the_same_bytes_as_in_process_at_any_parallelism(kafka, registry, flink, environment):
+    """1 -> 3 -> 1 by savepoints, with commands of every kind in between."""
     schema_ids = provision(environment)
-    log = random_log(SHARDS, 600, seed=2, schema_id=schema_ids[LEDGER_COMMANDS.name])
+    log = ledger_log(600, seed=2, schema_id=schema_ids[LEDGER_COMMANDS.name])
     state = None
     with FlinkRest(environment) as rest:
         for step, parallelism in enumerate((1, 3, 1), start=1):
             part = log[(step - 1) * 200 : step * 200]
-            job = start(environment, parallelism=parallelism, from_savepoint=state)
+            job = start(environment, LEDGER_JOB, parallelism=parallelism, from_savepoint=state)
             assert rest.parallelism(job) == parallelism
             produce(environment, LEDGER_COMMANDS.name, part)
-            repeats = caught_up(environment, COUNTER, expected(COUNTER, log[: step * 200], schema_ids))
+            repeats = caught_up(environment, LEDGER, expected(LEDGER, log[: step * 200], schema_ids))
             assert repeats == 0, "a stop with a savepoint repeats nothing"
-            counters = wait_until(
-                lambda job=job: counters if len(counters := rest.counters(job)) == SHARDS else None,
-                30,
-                "all shards report",
+            wait_until(
+                lambda job=job, part=part: sum(shard["frames"] for shard in rest.counters(job).values()) == len(part),
+                120,
+                "the counters of all shards",
             )
-            assert sum(shard["frames"] for shard in counters.values()) == len(part)
+            counters = rest.counters(job)
+            assert list(counters) == list(range(SHARDS))
             restored = [shard["restored_pages"] + shard["restored_frames"] for shard in counters.values()]
             assert all(restored) if step > 1 else not any(restored)
             state = rest.stop_with_savepoint(job, savepoint_directory(job.name, environment))

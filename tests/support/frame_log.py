@@ -164,3 +164,42 @@ def check(wanted: Outputs, found: Outputs) -> int:
                 raise LogError(f"{topic} shard {shard}: sequence {sequence} differs from the undisturbed run")
         repeats += len(found[topic, shard]) - len(applied)
     return repeats
+
+
+def ledger_log(frames: int, seed: int, *, schema_id: int = 1) -> list[Record]:
+    """Frames of ledger commands of every kind, good and bad, over all shards: accounts with and without limits, plain
+    and pending transfers, posts and voids, linked chains, balancing, repeated ids, unknown accounts."""
+    random = np.random.default_rng(seed)
+    codec = codec_of(LEDGER_COMMANDS.name)
+    flags = [0, 0, 0, 0, 1, 2, 2, 4, 8, 16, 32, 3, 64, 256]
+    log: list[Record] = []
+    for number in range(frames):
+        shard = number % LEDGER_COMMANDS.partitions
+        count = int(random.integers(1, 40))
+        rows = codec.new_rows(count)
+        accounts = rows.view(codec.event_type("CreateAccount").dtype)[:, 0]
+        transfers = rows.view(codec.event_type("CreateTransfer").dtype)[:, 0]
+        rows[:, 0] = random.random(count) > (0.9 if number < LEDGER_COMMANDS.partitions else 0.05)
+        for row in range(count):
+            if rows[row, 0] == 0:
+                accounts[row]["id_lo"] = random.integers(0, 30)
+                accounts[row]["ledger"] = LEDGER_COMMANDS.partitions + shard
+                accounts[row]["code"] = random.integers(0, 20)
+                accounts[row]["flags"] = random.choice([0, 0, 0, 2, 4, 8])
+            else:
+                transfers[row]["id_lo"] = random.integers(0, 20 * frames)
+                transfers[row]["debit_account_id_lo"] = random.integers(0, 30)
+                transfers[row]["credit_account_id_lo"] = random.integers(0, 30)
+                transfers[row]["amount_lo"] = random.integers(0, 1000)
+                transfers[row]["ledger"] = LEDGER_COMMANDS.partitions + shard
+                transfers[row]["code"] = random.integers(0, 20)
+                transfers[row]["flags"] = random.choice(flags)
+                if transfers[row]["flags"] in (4, 8):
+                    transfers[row]["pending_id_lo"] = random.integers(0, 20 * frames)
+                if transfers[row]["flags"] in (2, 3):
+                    transfers[row]["timeout"] = random.integers(0, 3)
+        trace = f"00-{shard:016x}{number:016x}-{number:016x}-01"
+        produced_at = 1_700_000_000_000_000 + number * 100_000
+        frame = Frame(LEDGER_COMMANDS.name, shard, 0, produced_at, trace, Events(rows))
+        log.append(Record(shard, wrap(schema_id, codec.encode(frame))))
+    return log

@@ -48,6 +48,7 @@ __all__ = ["DeadLetterLimit", "SinkOptions", "SinkWorker", "configure_logs"]
 
 REWIND_INTERVAL_S: Final = 2.0
 """A seek may be overtaken by records already fetched; when its record has not come by then, seek again."""
+SILENCE_S: Final = 10.0
 EXIT_FAILED: Final = 1
 
 FRAMES = prometheus_client.Counter(
@@ -512,6 +513,24 @@ def _forever(on: type[Exception] | tuple[type[Exception], ...]) -> Any:
     )
 
 
+class _Quieter(logging.Filter):
+    """Lets the same message of a library through once in ten seconds: while Kafka is away, its client says the same
+    seventy times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message, now = record.getMessage(), time.monotonic()
+        if now - self._said.get(message, -SILENCE_S) < SILENCE_S:
+            return False
+        if len(self._said) > 1_000:
+            self._said.clear()
+        self._said[message] = now
+        return True
+
+
 def configure_logs(level: int) -> None:
     """One JSON object a line on stderr; of the libraries only warnings."""
     shared: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
@@ -529,6 +548,7 @@ def configure_logs(level: int) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    handler.addFilter(_Quieter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -157,7 +157,7 @@ def test_kill_9_and_ten_seconds_without_the_store(
         wait_until(lambda: time.monotonic() > stopped + 10, 15, "ten seconds without the store")
         assert sink.process.poll() is None
         server.start()
-        server.wait_healthy()
+        server.wait_healthy(PATIENCE)
         send(environment, registered(environment, logs[3].records))
         holds(environment, destination, joined(*logs), sink)
         wait_until(lambda: sink.health()[0] == 200, PATIENCE, "healthy again")
@@ -174,7 +174,9 @@ def test_two_sinks_share_the_shards_and_one_dies(
         with running(environment, destination, sink_log, max_batch_events="60") as two:
             send(environment, registered(environment, logs[2].records))
             both = {one: 0, two: 0}
-            wait_until(lambda: _share(both) == 4 and all(both.values()), PATIENCE, "both have partitions, all are taken")
+            wait_until(
+                lambda: _share(both) == 4 and all(both.values()), PATIENCE, "both have partitions, all are taken"
+            )
             holds(environment, destination, joined(*logs[:3]), one)
             send(environment, registered(environment, logs[3].records))
             one.kill()
@@ -201,7 +203,7 @@ def test_kafka_dies_and_comes_back(
         wait_until(lambda: stored(environment, destination)[1], PATIENCE, "first rows")
         kafka.kill()
         kafka.start()
-        kafka.wait_healthy()
+        kafka.wait_healthy(PATIENCE)
         send(environment, registered(environment, logs[2].records))
         holds(environment, destination, joined(*logs[:3]), sink)
         assert sink.stop() == 0

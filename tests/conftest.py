@@ -30,37 +30,54 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateStack]:
         private.stop()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for a server is a stack test, marked or not; the tests without servers come first."""
+    servers = {kind.name for kind in SERVER_TYPES} | {"stack"}
+    for item in items:
+        if servers & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.stack)
+    items.sort(key=lambda item: item.get_closest_marker("stack") is not None)
+
+
 @pytest.fixture
-def kafka(stack: PrivateStack) -> Kafka:
+def asked_servers(stack: PrivateStack, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Names of the servers among the test's arguments, started together."""
+    names = tuple(kind.name for kind in SERVER_TYPES if kind.name in request.fixturenames)
+    stack.start(*names)
+    return names
+
+
+@pytest.fixture
+def kafka(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Kafka:
     return stack.get(Kafka)
 
 
 @pytest.fixture
-def registry(stack: PrivateStack) -> Registry:
+def registry(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Registry:
     return stack.get(Registry)
 
 
 @pytest.fixture
-def postgres(stack: PrivateStack) -> Postgres:
+def postgres(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Postgres:
     return stack.get(Postgres)
 
 
 @pytest.fixture
-def cassandra(stack: PrivateStack) -> Cassandra:
+def cassandra(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Cassandra:
     return stack.get(Cassandra)
 
 
 @pytest.fixture
-def valkey(stack: PrivateStack) -> Valkey:
+def valkey(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Valkey:
     return stack.get(Valkey)
 
 
 @pytest.fixture
-def flink(stack: PrivateStack) -> Flink:
+def flink(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Flink:
     return stack.get(Flink)
 
 
 @pytest.fixture
-def environment(stack: PrivateStack, request: pytest.FixtureRequest) -> Settings:
-    asked = set(request.fixturenames)
-    return stack.environment(*(kind.name for kind in SERVER_TYPES if kind.name in asked))
+def environment(stack: PrivateStack, asked_servers: tuple[str, ...]) -> Settings:
+    return stack.environment(*asked_servers)

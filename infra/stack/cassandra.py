@@ -63,7 +63,7 @@ class Cassandra(Server):
 
     name = "cassandra"
     title = "Cassandra"
-    start_seconds = 180
+    start_seconds = 300
     stop_seconds = 45
 
     @property

@@ -67,7 +67,7 @@ class Flink(Server):
 
     name = "flink"
     title = "Flink"
-    start_seconds = 90
+    start_seconds = 240
     stop_seconds = 20
 
     def __init__(self, settings: Settings, options: FlinkOptions | None = None) -> None:

@@ -22,7 +22,7 @@ class Registry(Server):
 
     name = "registry"
     title = "Schema registry (Apicurio)"
-    start_seconds = 90
+    start_seconds = 240
 
     @property
     def ports(self) -> tuple[Port, ...]:

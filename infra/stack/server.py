@@ -61,8 +61,8 @@ class Server(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    start_seconds: ClassVar[float] = 60
-    """Deadline of becoming healthy, generous: machines are noisy."""
+    start_seconds: ClassVar[float] = 180
+    """Deadline of becoming healthy. Generous, as machines are noisy; a process that dies is noticed at once."""
     stop_seconds: ClassVar[float] = 30
     """Deadline of an orderly stop; after it the processes are killed."""
 

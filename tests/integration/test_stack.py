@@ -41,7 +41,7 @@ MEMORY_LIMIT_BYTES = 6 << 30
 
 def streambank(settings: Settings, *arguments: str, expect: int = 0) -> str:
     done = subprocess.run(
-        [STREAMBANK, *arguments], env=variables(settings), capture_output=True, text=True, timeout=240, check=False
+        [STREAMBANK, *arguments], env=variables(settings), capture_output=True, text=True, timeout=420, check=False
     )
     output = done.stdout + done.stderr
     assert done.returncode == expect, f"{arguments}: exit code {done.returncode}\n{output}"
@@ -134,6 +134,7 @@ class Stores:
         return [row.value for row in rows[-1]]
 
 
+@pytest.mark.timeout(900)
 def test_down_and_up_keep_the_state_of_every_store(
     stack: PrivateStack,
     kafka: Kafka,
@@ -164,6 +165,7 @@ def test_down_and_up_keep_the_state_of_every_store(
     assert all(server.status().state == "healthy" for server in everything)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_store_comes_back_with_what_it_acknowledged(
     stack: PrivateStack, kafka: Kafka, registry: Registry, postgres: Postgres, cassandra: Cassandra, valkey: Valkey
 ) -> None:

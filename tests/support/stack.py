@@ -74,8 +74,11 @@ class PrivateStack:
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
 
-    def get(self, kind: type[AnyServer]) -> AnyServer:
-        """The running server of a kind; started at the first call, and again should a test have left it dead."""
+    def start(self, *names: str) -> None:
+        """Start the named servers together, those that a test has left dead too, and wait until they are healthy."""
+        kinds = {kind.name: kind for kind in SERVER_TYPES}
+        if not names:
+            return
         if self._watchdog is None:
             set_up(self.settings)
             self._watchdog = subprocess.Popen(
@@ -84,17 +87,21 @@ class PrivateStack:
                 env=variables(self.settings),
                 start_new_session=True,
             )
-        server = self._servers.setdefault(kind.name, kind(self.settings))
-        server.start()
-        server.wait_healthy()
-        return cast(AnyServer, server)
+        servers = [self._servers.setdefault(name, kinds[name](self.settings)) for name in names]
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_healthy()
+
+    def get(self, kind: type[AnyServer]) -> AnyServer:
+        """The running server of a kind."""
+        self.start(kind.name)
+        return cast(AnyServer, self._servers[kind.name])
 
     def environment(self, *servers: str) -> Settings:
         """Settings with names of their own on this stack; the named servers are started, and what they need (the
         Postgres database, an empty Valkey database) is made."""
-        kinds = {kind.name: kind for kind in SERVER_TYPES}
-        for name in servers:
-            self.get(kinds[name])
+        self.start(*servers)
         number = next(self._numbers)
         unique = f"t{number}_{uuid.uuid4().hex[:8]}"
         environment = self.settings.model_copy(

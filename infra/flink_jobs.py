@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import urlparse
 
 from infra.flink_rest import FlinkRest, Job, JobNotFound, python_error
+from infra.registry import schema_ids
 from infra.settings import PROJECT_ROOT, Settings, settings
 from infra.stack.flink import Flink
 from pipelines.catalogue import PIPELINES
@@ -27,6 +28,7 @@ __all__ = ["LATEST", "Submission", "SubmitError", "job_file", "job_name", "lates
 LATEST: Final = "latest-checkpoint"
 """In place of a savepoint's path: the newest complete checkpoint or savepoint of the pipeline."""
 CLIENT_SECONDS: Final = 300.0
+LOG_LINE: Final = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 
 
 class SubmitError(StreambankError):
@@ -71,9 +73,10 @@ def submit(submission: Submission, config: Settings | None = None) -> Job:
     """Submit a job and wait until all its tasks run.
 
     Raises `SubmitError` when the client fails or the job is running already, `JobFailed` with the Python traceback when
-    it fails at its start.
+    it fails at its start, `SchemaNotRegistered` when an output could not be written.
     """
     config = config or settings()
+    schema_ids(config)  # what the job file needs first; here its absence is a plain message
     with FlinkRest(config) as flink:
         running = [job for job in flink.jobs() if job.name == submission.name and not job.is_terminal]
         if running:
@@ -186,16 +189,17 @@ def _settings_variables(config: Settings) -> dict[str, str]:
 
 
 def _client_error(output: str) -> str:
-    """The Python traceback in the client's output, else its last causes."""
-    start = output.rfind("Traceback (most recent call last):")
+    """The Python traceback in the client's output, else its last causes.
+
+    The client prints each line of the job file's process twice, plainly and as a log line; log lines are left out.
+    """
+    lines = [line for line in output.splitlines() if not LOG_LINE.match(line)]
+    plain = "\n".join(lines)
+    start = plain.find("Traceback (most recent call last):")
     if start >= 0:
-        lines = output[start:].splitlines()
-        end = next(
-            (number for number, line in enumerate(lines[1:], 1) if line and not line.startswith(" ")), len(lines)
-        )
-        return "\n".join(lines[: end + 1])
-    in_python = python_error(output)
+        return re.split(r"\n\s*(?=org\.apache\.flink\.|at [\w.$]+\(|-{20})", plain[start:], maxsplit=1)[0].strip()
+    in_python = python_error(plain)
     if in_python is not None:
         return in_python
-    causes = [line for line in output.splitlines() if line.startswith("Caused by: ")]
-    return "\n".join(causes[-3:] or output.splitlines()[-10:])
+    causes = [line for line in lines if line.startswith("Caused by: ")]
+    return "\n".join(causes[-3:] or lines[-10:])

@@ -155,6 +155,7 @@ def test_a_clear_error_for_a_job_that_never_was(kafka, registry, flink, environm
         latest_state("never", environment)
     with FlinkRest(environment) as rest, pytest.raises(JobNotFound, match="no job 'never'"):
         rest.job("never")
+    provision(environment)
     with pytest.raises(SubmitError, match="the Flink client failed"):
         start(environment, from_savepoint="file:/nowhere")
 

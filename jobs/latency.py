@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -39,10 +39,17 @@ class _Waiting(NamedTuple):
 
 
 class LatencyProbe:
-    """Measures in a thread of its own, from entering the block to leaving it, frames produced in that time only."""
+    """Measures in a thread of its own, from entering the block to leaving it.
 
-    def __init__(self, config: Settings, sinks: Sequence[str] = SINKS) -> None:
+    Only frames count that were produced after ``since()``, in seconds since the epoch; default: after the start.
+    """
+
+    def __init__(
+        self, config: Settings, sinks: Sequence[str] = SINKS, since: Callable[[], float] | None = None
+    ) -> None:
         self._config = config
+        started = time.time()
+        self._since = since or (lambda: started)
         self._sinks = tuple(sinks)
         self._samples: dict[str, list[tuple[float, int]]] = {name: [] for name in (RESULT, *self._sinks)}
         self._waiting: dict[str, list[deque[_Waiting]]] = {
@@ -98,28 +105,27 @@ class LatencyProbe:
                 for partition, offset in enumerate(offsets)
             ]
         )
-        since = time.time()
         polled = 0.0
         with BacklogReader(config, self._sinks) as backlog:
             self._ready.set()
             while not self._stop.is_set():
                 for message in consumer.consume(200, timeout=POLL_SECONDS / 2):
                     if message.error() is None:
-                        self._take(names[message.topic()].name, message, since)
+                        self._take(names[message.topic()].name, message)
                 if time.monotonic() - polled >= POLL_SECONDS:
                     polled = time.monotonic()
                     for sink in self._sinks:
                         self._pass(sink, backlog.next_offsets(sink))
         consumer.close()
 
-    def _take(self, topic: str, message: Any, since: float) -> None:
+    def _take(self, topic: str, message: Any) -> None:
         now = time.time()
         try:
             frame = codec_of(topic).decode(unwrap(message.value())[1])
         except FrameError:
             return
         produced_at = frame.produced_at / 1e6
-        if produced_at < since:
+        if produced_at < self._since():
             return  # from before, or repeated by a job that started again
         if topic == LEDGER_RESULTS.name:
             self._samples[RESULT].append((now - produced_at, len(frame.events)))

@@ -92,7 +92,9 @@ class LoadProgress:
     setup_done: int = 0
     setup_seconds: float = 0.0
     started: float = 0.0
-    """time.perf_counter() of the first payment's due time; 0 before."""
+    """time.perf_counter() when the payments began; 0 before."""
+    started_at: float = 0.0
+    """The same moment in seconds since the epoch."""
     finished: float = 0.0
     sent_events: int = 0
     acknowledged_events: int = 0
@@ -110,7 +112,7 @@ class LoadProgress:
 
     @property
     def seconds(self) -> float:
-        """Time since the first payment was due."""
+        """Time since the payments began."""
         if not self.started:
             return 0.0
         return (self.finished or time.perf_counter()) - self.started
@@ -480,7 +482,7 @@ def _begin(progress: LoadProgress, setup: bool) -> float:
     """Note the start of a phase; returns time.perf_counter()."""
     now = time.perf_counter()
     if not setup:
-        progress.phase, progress.started = "payments", now
+        progress.phase, progress.started, progress.started_at = "payments", now, time.time()
     return now
 
 

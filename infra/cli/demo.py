@@ -7,6 +7,7 @@ already running stay. Its data stay too, so a second demo goes on from the first
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -125,7 +126,7 @@ class _Demo:
         backlog = Backlog(0, {})
         target = ApiTarget(config.api_url, client_id, secret, connections=16)
         pace = Pace(rate=rate, seconds=seconds + 30, batch=batch)
-        with LatencyProbe(config) as probe:
+        with LatencyProbe(config, since=lambda: progress.started_at or math.inf) as probe:
             with self._display(lambda: _running_table(progress_table(progress), probe), progress):
                 import asyncio
 
@@ -334,9 +335,9 @@ class _Demo:
             table.add_row(f"rows: {name}", f"{figures[name]:,}")
         table.add_section()
         for name, what in (
-            ("result", "accepted → result in Kafka"),
-            ("postgres", "accepted → row in Postgres"),
-            ("cassandra", "accepted → row in Cassandra"),
+            ("result", "payment accepted → result in Kafka"),
+            ("postgres", "payment accepted → row in Postgres"),
+            ("cassandra", "payment accepted → row in Cassandra"),
         ):
             table.add_row(f"{what}, ms", _milliseconds(latency.get(name, {})))
         if probe.error:

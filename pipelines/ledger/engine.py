@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.ledger import expiry
-from pipelines.ledger.id_index import BURNED, IdIndex, find, insert, remove
+from pipelines.ledger.id_index import BURNED, IdIndex, find, insert, peek, remove
 from pipelines.ledger.records import AccountFlags, PendingStatus, TransferFlags
 from pipelines.ledger.results import AccountResultCode as A
 from pipelines.ledger.results import TransferResultCode as T
@@ -43,6 +43,9 @@ INVARIANT_BROKEN: Final = -1
 """Returned by `apply_rows` when debits and credits moved by different sums, or an account is missing."""
 
 NANOSECONDS: Final = 1_000_000_000
+
+READ_AHEAD: Final = 64
+"""Events whose index words are read together; see `_read_ahead`."""
 
 _RECORDS_PER_PAGE_BITS: Final = (PAGE_BYTES // 128).bit_length() - 1
 _STATUSES_PER_PAGE_BITS: Final = PAGE_BYTES.bit_length() - 1
@@ -116,7 +119,7 @@ class LedgerArrays(NamedTuple):
     queues: NDArray[np.int64]
     drift: NDArray[np.uint64]
     """What debits moved more than credits in this frame, and whether a stored transfer's account is missing; both 0,
-    or an invariant is broken."""
+    or an invariant is broken. The third word has no meaning."""
     sources: NDArray[np.void]
     """Empty; its type names a digest of the sources, so that Numba's disk cache never serves code of other sources."""
 
@@ -858,6 +861,19 @@ def _stage_a(
 
 
 @compiled
+def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
+    """Bring the index words that the next events will need into the cache."""
+    seen = np.uint64(0)
+    for i in range(first, end):
+        command = commands[i]
+        seen ^= peek(state.transfer_index, command.id_lo, command.id_hi)
+        seen ^= peek(state.account_index, command.debit_account_id_lo, command.debit_account_id_hi)
+        seen ^= peek(state.account_index, command.credit_account_id_lo, command.credit_account_id_hi)
+    # kept, or the compiler would leave the reads out
+    state.drift[2] = seen
+
+
+@compiled
 def _clear(rows: Any, row: Any) -> None:
     for word in range(rows.shape[1]):
         rows[row, word] = 0
@@ -922,6 +938,8 @@ def apply_rows(
                 transfers_before = state.meta[TRANSFERS]
                 written_before = written
             transfers_now = state.meta[TRANSFERS]
+            if kind == CREATE_TRANSFER and (i - start) % READ_AHEAD == 0:
+                _read_ahead(state, transfer_commands, i, min(i + READ_AHEAD, end))
 
             code = np.int64(_stage_a(flags, imported, given, i == end - 1, chain_broken, run_imported, clock + end))
             timestamp = attempt

@@ -229,7 +229,12 @@ async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         observe("streambank_api_request_seconds", seconds, route)
         if route.startswith(("/v1", "/oauth")):
             log().info(
-                "request", method=request.method, route=route, status=response.status, ms=round(seconds * 1000, 1)
+                "request",
+                method=request.method,
+                route=route,
+                status=response.status,
+                ms=round(seconds * 1000, 1),
+                **request.get("logged", {}),
             )
         return response
     finally:

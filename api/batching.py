@@ -64,7 +64,7 @@ class Placed:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Events of one request for one shard, at most a frame of them. ``request`` is the request's id in the logs.
+    """Events of one request for one shard, at most a frame of them.
 
     ``expect`` is called with the frame's trace and the run's place before the frame leaves, for `Prefer: wait`.
     """
@@ -72,7 +72,6 @@ class Run:
     shard: int
     events: Events
     alone: bool
-    request: str
     placed: asyncio.Future[Placed]
     expect: Callable[[str, int, int], None] | None = None
 
@@ -143,7 +142,7 @@ class Batcher:
         """Which rows continue a chain; shape (n,)."""
         return self._flagged(rows, self._linked)
 
-    def runs(self, shard: int, events: Events, request: str) -> list[Run]:
+    def runs(self, shard: int, events: Events) -> list[Run]:
         """Cut a request's events for a shard into runs of at most a frame; raises `ChainTooLong`."""
         loop = asyncio.get_running_loop()
         made = []
@@ -152,9 +151,7 @@ class Batcher:
             alone = bool(self.linked(rows[-1:])[0]) or bool(self._flagged(rows, self._imported).any())
             placed = loop.create_future()
             placed.add_done_callback(_seen)
-            made.append(
-                Run(shard, Events(rows, events.heap) if self._has_text else Events(rows), alone, request, placed)
-            )
+            made.append(Run(shard, Events(rows, events.heap) if self._has_text else Events(rows), alone, placed))
         return made
 
     def submit(self, runs: list[Run]) -> None:

@@ -38,7 +38,6 @@ from api.bodies import (
 from api.chains import Chains
 from api.config import ApiSettings
 from api.idempotency import IdempotencyStore, Reservation, StoredAnswer, parse_key
-from api.logs import log
 from api.metrics import count
 from api.problems import Problem, problem_response
 from api.rate_limit import Allowance, RateLimiter
@@ -52,6 +51,7 @@ __all__ = ["Ingest", "WriteRoute", "preferred_wait"]
 
 LISTED_EVENTS: Final = 100
 LISTED_FRAMES: Final = 100
+LOGGED_FRAMES: Final = 10
 WAITED_EVENTS: Final = 5000
 """Most events of a request whose results `Prefer: wait` returns."""
 REQUEST_EVENTS_IN_FLIGHT: Final = 20_000
@@ -162,7 +162,7 @@ class Ingest:
         response: web.Response | None = None
         try:
             try:
-                response = await self._accept(body, kind, route, principal, request["trace_id"], wait)
+                response = await self._accept(body, kind, route, principal, request, wait)
             except Problem as problem:
                 response = problem_response(problem, request["trace_id"])
             await self._finish(reservation, response, fingerprint.hexdigest())
@@ -197,7 +197,13 @@ class Ingest:
         )
 
     async def _accept(
-        self, body: BodyReader, kind: BodyFormat, route: WriteRoute, principal: Principal, trace_id: str, wait: float
+        self,
+        body: BodyReader,
+        kind: BodyFormat,
+        route: WriteRoute,
+        principal: Principal,
+        request: web.Request,
+        wait: float,
     ) -> web.Response:
         sent = _Sent(
             {"json": "index", "ndjson": "line", "avro": "record"}[kind], waits=wait > 0 and self._results.ready
@@ -205,11 +211,16 @@ class Ingest:
         deadline = asyncio.get_running_loop().time() + wait
         try:
             if kind == "json":
-                allowance, is_array = await self._accept_json(body, route, principal, trace_id, sent)
+                allowance, is_array = await self._accept_json(body, route, principal, sent)
             else:
-                allowance, is_array = await self._accept_bulk(body, kind, route, principal, trace_id, sent), True
+                allowance, is_array = await self._accept_bulk(body, kind, route, principal, sent), True
             return await self._answer(sent, allowance, is_array, wait, deadline)
         finally:
+            request["logged"] = {
+                "accepted": sent.accepted,
+                "refused": sent.refused,
+                "frames": [frame["trace"] for frame in sent.frames[:LOGGED_FRAMES]],
+            }
             for waiting in sent.waiting:
                 if waiting.waiter is not None:
                     self._results.forget(waiting.waiter)
@@ -218,12 +229,6 @@ class Ingest:
         self, sent: _Sent, allowance: Allowance, is_array: bool, wait: float, deadline: float
     ) -> web.Response:
         headers = allowance.headers()
-        log().info(
-            "events",
-            accepted=sent.accepted,
-            refused=sent.refused,
-            frames=[frame["trace"] for frame in sent.frames[:10]],
-        )
         if sent.accepted == 0:
             raise Problem("invalid-event", "No event of the body was accepted.", headers=headers,
                           errors=sent.errors, accepted=0, refused=sent.refused)  # fmt: skip
@@ -245,10 +250,10 @@ class Ingest:
         )
 
     async def _accept_json(
-        self, body: BodyReader, route: WriteRoute, principal: Principal, trace_id: str, sent: _Sent
+        self, body: BodyReader, route: WriteRoute, principal: Principal, sent: _Sent
     ) -> tuple[Allowance, bool]:
         parsed, is_array = parse_json(await body.whole(), self._codec, route.implied, self._limits.bulk_events)
-        parsed = self._chains().feed(self._routable(self._of_route(parsed, route)), last=True)
+        parsed = self._chains().feed(self._routable(parsed), last=True)
         if parsed.bad:
             count("streambank_api_events_refused", by=len(parsed.bad))
             listed = parsed.bad[: self._config.max_reported_errors]
@@ -262,14 +267,14 @@ class Ingest:
                 ],
             )
         allowance = await self._limiter.charge(principal.client_id, len(parsed.positions))
-        self._submit(parsed, trace_id, sent)
+        self._submit(parsed, sent)
         await self._settle(sent)
         if sent.failure:
             raise _unavailable(sent)
         return allowance, is_array
 
     async def _accept_bulk(
-        self, body: BodyReader, kind: BodyFormat, route: WriteRoute, principal: Principal, trace_id: str, sent: _Sent
+        self, body: BodyReader, kind: BodyFormat, route: WriteRoute, principal: Principal, sent: _Sent
     ) -> Allowance:
         allowance: Allowance | None = None
         try:
@@ -282,7 +287,7 @@ class Ingest:
                     await self._batcher.room(BULK_PATIENCE_SECONDS)
                 except BufferFull as error:
                     raise _overloaded(error) from error
-                self._submit(parsed, trace_id, sent)
+                self._submit(parsed, sent)
                 await self._settle(sent, REQUEST_EVENTS_IN_FLIGHT)
                 if sent.failure:
                     break
@@ -304,7 +309,7 @@ class Ingest:
         empty = True
         async for parsed in source:
             empty = False
-            yield chains.feed(self._routable(self._of_route(parsed, route)))
+            yield chains.feed(self._routable(parsed))
             if chains.held_events > self._batcher.frame_events:
                 raise Problem("chain-too-long", f"A linked chain has more than {self._batcher.frame_events} events.")
         if empty:
@@ -315,15 +320,6 @@ class Ingest:
 
     def _chains(self) -> Chains:
         return Chains(self._codec, self._batcher.linked, self._shards)
-
-    def _of_route(self, parsed: Parsed, route: WriteRoute) -> Parsed:
-        if len(route.event_types) == len(self._codec.event_types):
-            return parsed
-        kinds = [self._codec.event_type(name).kind for name in route.event_types]
-        return _without(
-            parsed, ~np.isin(parsed.events.rows[:, 0], kinds), self._batcher.linked,
-            {"pointer": "/type", "detail": f"this route takes {', '.join(route.event_types)}"},
-        )  # fmt: skip
 
     def _routable(self, parsed: Parsed) -> Parsed:
         """A post or void may leave the ledger out where there is one shard; here the ledger says which shard."""
@@ -351,7 +347,7 @@ class Ingest:
         shards: NDArray[np.int64] = self._ledgers(rows) % LEDGER_SHARDS
         return shards
 
-    def _submit(self, parsed: Parsed, trace_id: str, sent: _Sent) -> None:
+    def _submit(self, parsed: Parsed, sent: _Sent) -> None:
         """Put a chunk's events on their lanes, all or none; `_settle` awaits them."""
         shards = self._shards(parsed.events.rows)
         positions = np.array(parsed.positions, np.int64)
@@ -361,7 +357,7 @@ class Ingest:
             here = shards == shard
             mine = parsed.events if here.all() else Events(parsed.events.rows[here], parsed.events.heap)
             try:
-                runs = self._batcher.runs(shard, mine, trace_id)
+                runs = self._batcher.runs(shard, mine)
             except ChainTooLong as error:
                 raise Problem("chain-too-long", f"{error}.") from error
             at = positions[here].tolist()

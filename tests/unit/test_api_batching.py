@@ -51,7 +51,7 @@ def transfers(count: int, first: int = 1, flags: tuple[str, ...] = (), last_flag
 
 
 def submit(target: Batcher, events: Events, shard: int = 1) -> list[Run]:
-    runs = target.runs(shard, events, "request")
+    runs = target.runs(shard, events)
     target.submit(runs)
     return runs
 
@@ -130,10 +130,10 @@ async def test_a_closed_chain_shares_a_frame_and_is_never_cut() -> None:
     sender = Sender()
     target = batcher(sender, frame_events=10)
     chains = concatenate(CODEC, [transfers(4, first=10 * number, flags=("linked",)) for number in range(1, 6)])
-    runs = target.runs(1, chains, "request")
+    runs = target.runs(1, chains)
     assert [len(run.events) for run in runs] == [8, 8, 4]
     with pytest.raises(ChainTooLong, match="more than 10 events"):
-        target.runs(1, transfers(11, flags=("linked",)), "request")
+        target.runs(1, transfers(11, flags=("linked",)))
 
 
 async def test_frames_stay_below_their_bound_of_bytes_whatever_the_values() -> None:
@@ -143,7 +143,7 @@ async def test_frames_stay_below_their_bound_of_bytes_whatever_the_values() -> N
     worst.rows[:, 1:] = -1
     worst.rows[:, [14, 15, 16, 17, 19]] = 1
     worst.rows[:, 18] = 2  # pending
-    for run in target.runs(1, worst, "request"):
+    for run in target.runs(1, worst):
         target.submit([run])
     while sender.waiting:
         sender.acknowledge()
@@ -197,7 +197,7 @@ async def test_a_waiter_knows_its_place_before_the_frame_leaves() -> None:
     target = batcher(sender)
     submit(target, transfers(1))
     places: list[tuple[str, int, int]] = []
-    runs = target.runs(1, transfers(2, first=2), "request") + target.runs(1, transfers(1, first=9), "request")
+    runs = target.runs(1, transfers(2, first=2)) + target.runs(1, transfers(1, first=9))
     for run in runs:
         run.expect = lambda trace, start, stop: places.append((trace, start, stop))
     target.submit(runs)

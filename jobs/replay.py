@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 import fastavro
 
 from pipelines.catalogue import TOPICS, Pipeline
-from pipelines.codec import FrameCodec, SchemaError, codec_of
+from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import FieldError, FrameError, StreambankError
 from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
@@ -55,7 +55,7 @@ class Replay:
         self.events = 0
         self.seconds = 0.0
         """Time inside the kernels."""
-        self._source = io.BufferedReader(source) if isinstance(source, io.RawIOBase) else source
+        self._source = source if isinstance(source, io.BufferedReader) else io.BufferedReader(source)  # type: ignore[type-var]
         self._topic = topic or pipeline.inputs[0].name
         self._inputs = {found.name for found in pipeline.inputs}
         self._all_topics = all_topics
@@ -94,7 +94,7 @@ class Replay:
                 yield _encode(_plain(row if len(self._kernels) == 1 else {"shard": shard, **row}))
 
     def _read(self) -> Iterator[tuple[str, Frame]]:
-        magic = self._source.peek(4)[:4] if isinstance(self._source, io.BufferedReader) else b""
+        magic = self._source.peek(4)[:4]
         return self._read_container() if magic == _AVRO_MAGIC else self._read_ndjson()
 
     def _read_ndjson(self) -> Iterator[tuple[str, Frame]]:
@@ -144,38 +144,48 @@ class Replay:
         )
 
     def _read_container(self) -> Iterator[tuple[str, Frame]]:
+        number = 0
         try:
-            container = fastavro.reader(self._source)
-            codec, schema, is_frame = self._container_codec(container.writer_schema)
-            for number, record in enumerate(container, start=1):
-                body = io.BytesIO()
-                header = {"shard": 0, "sequence": 0, "produced_at": 0, "trace": None}
-                fastavro.schemaless_writer(body, schema, record if is_frame else header | {"events": [record]})
+            container = fastavro.block_reader(self._source)
+            written = json.loads(json.dumps(container.writer_schema, default=str))
+            codec, before, after = self._container_codec(written)
+            walkable = fastavro.parse_schema(_without_logical_types(written))
+            for block in container:
+                data = block.bytes_.getvalue()
+                file = io.BytesIO(data)
+                for _ in range(block.num_records):
+                    number += 1
+                    start = file.tell()
+                    fastavro.schemaless_reader(file, walkable, None)
+                    # the codec reads the record's own bytes, so nothing is lost between the two libraries
+                    yield f"record {number}", codec.decode(before + data[start : file.tell()] + after)
                 self.bytes_read = self._source.tell() if self._source.seekable() else 0
-                try:
-                    yield f"record {number}", codec.decode(body.getvalue())
-                except FrameError as error:
-                    raise ReplayError(f"record {number}: {error}") from error
-        except (ValueError, EOFError, IndexError, SchemaError, fastavro.schema.SchemaParseException) as error:
-            raise ReplayError(f"not a readable Avro container of {self._topic}: {error}") from error
+        except Exception as error:  # fastavro has no error type of its own for what damaged files do to it
+            raise ReplayError(f"record {number}: not readable as {self._topic}: {error}") from error
 
-    def _container_codec(self, written: Any) -> tuple[FrameCodec, Any, bool]:
-        """The codec for a container of frames, or of events, which are then put into frames of one."""
+    def _container_codec(self, written: Any) -> tuple[FrameCodec, bytes, bytes]:
+        """The codec for a container's records, and what goes before and after one to make it a frame's body.
+
+        A record is a frame, or an event: then it is wrapped as the only one of a frame whose header is zeros.
+        """
         reader = TOPICS[self._topic].schema()
-        is_frame = isinstance(written, dict) and any(field["name"] == "events" for field in written.get("fields", []))
-        if not is_frame:
-            fields = [
-                field
-                if field["name"] != "events"
-                else {
-                    "name": "events",
-                    "type": {"type": "array", "items": written if isinstance(written, list) else [written]},
-                }
-                for field in reader["fields"]
-            ]
-            written = {**reader, "fields": fields}
-        plain = json.loads(json.dumps(written, default=str))
-        return FrameCodec(self._topic, reader, plain), fastavro.parse_schema(plain), is_frame
+        if isinstance(written, dict) and any(field["name"] == "events" for field in written.get("fields", [])):
+            return FrameCodec(self._topic, reader, written), b"", b""
+        is_union = isinstance(written, list)
+        items = {"type": "array", "items": written if is_union else [written]}
+        header = [field for field in reader["fields"] if field["name"] != "events"]
+        frame = {**reader, "fields": [*header, {"name": "events", "type": items}]}
+        # header fields of one zero byte each, one event (zigzag 1 is 2), its branch unless the record has it; end
+        before = b"\0" * len(header) + b"\x02" + (b"" if is_union else b"\0")
+        return FrameCodec(self._topic, reader, frame), before, b"\0"
+
+
+def _without_logical_types(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_logical_types(value) for name, value in schema.items() if name != "logicalType"}
+    if isinstance(schema, list):
+        return [_without_logical_types(entry) for entry in schema]
+    return schema
 
 
 def _refuse_constant(name: str) -> None:

@@ -245,3 +245,28 @@ def test_the_reference_page_lists_every_reason_and_the_limits() -> None:
         assert f"`{name}`" in REFERENCE
     assert f"{MAX_FRAME_BYTES:,}" in REFERENCE
     assert f"{MAX_EVENTS_PER_FRAME:,}" in REFERENCE
+
+
+@pytest.mark.parametrize(("precision", "largest"), [(4, 9999), (20, 2**64 - 1), (21, 10**21 - 1), (39, 2**128 - 1)])
+@pytest.mark.parametrize("size", [None, 20])
+def test_a_decimal_ends_at_its_precision_or_its_words(precision: int, largest: int, size: int | None) -> None:
+    avro: dict[str, Any] = {"type": "bytes", "logicalType": "decimal", "precision": precision}
+    if size:
+        avro |= {"type": "fixed", "name": "Amount", "size": size}
+    codec = FrameCodec("test", frame_schema({"type": "record", "name": "E", "fields": [{"name": "f", "type": avro}]}))
+    words = codec.event_type("E").field("f").words
+
+    def written(value: int) -> bytes:
+        data = value.to_bytes(size or 20, "big")
+        return b"\0\0\0\0\2" + (b"" if size else b"\x28") + data + b"\0"
+
+    frame = codec.decode(written(largest))
+    assert frame.events.rows[0, 1 : 1 + words].astype(np.uint64).tolist() == [
+        largest >> 64 * word & (2**64 - 1) for word in range(words)
+    ]
+    assert codec.decode(codec.encode(frame)).events.rows.tolist() == frame.events.rows.tolist()
+    with pytest.raises(FrameError, match="out_of_range"):
+        codec.decode(written(largest + 1))
+    if largest < 2 ** (64 * words) - 1:
+        frame.events.rows[0, 1] += 1
+        assert reason(codec, frame) == "out_of_range"

@@ -251,14 +251,24 @@ def _read(environment: Settings, topic: str) -> list[tuple[int, bytes]]:
         missing = sum(consumer.get_watermark_offsets(part, timeout=10, cached=False)[1] for part in partitions)
         consumer.assign(partitions)
         records: list[tuple[int, bytes]] = []
-        while len(records) < missing:
-            batch = consumer.consume(500, timeout=STALL_SECONDS)
-            if not batch:
-                raise BenchError(f"{topic} gave {len(records)} of {missing} records")
-            records += [(message.timestamp()[1], message.value()) for message in batch if message.error() is None]
+        for batch in _batches(consumer, missing):
+            records += [(message.timestamp()[1], message.value()) for message in batch]
         return records
     finally:
         consumer.close()
+
+
+def _batches(consumer: Any, records: int) -> Iterator[list[Any]]:
+    """Batches of messages until there were that many; `BenchError` when none comes for `STALL_SECONDS`."""
+    seen, deadline = 0, time.monotonic() + STALL_SECONDS
+    while seen < records:
+        # it waits until the batch is full or the time is over, so the time is short
+        batch = [message for message in consumer.consume(500, timeout=0.02) if message.error() is None]
+        if batch:
+            seen, deadline = seen + len(batch), time.monotonic() + STALL_SECONDS
+            yield batch
+        elif time.monotonic() > deadline:
+            raise BenchError(f"{seen} of {records} records came, and then none for {STALL_SECONDS:.0f} s")
 
 
 def _steady_rate(records: list[tuple[int, bytes]]) -> float:
@@ -294,15 +304,10 @@ def _plain_loop(environment: Settings, records: int) -> float:
     source, target = environment.kafka_topic(LEDGER_COMMANDS.name), environment.kafka_topic("ledger.dead-letters")
     try:
         consumer.assign([TopicPartition(source, shard, 0) for shard in range(LEDGER_SHARDS)])
-        seen = 0
-        while seen < records:
-            messages = consumer.consume(500, timeout=STALL_SECONDS)
-            if not messages:
-                raise BenchError(f"the plain loop got {seen} of {records} records")
-            for message in messages:
+        for batch in _batches(consumer, records):
+            for message in batch:
                 _send(producer, target, message.partition(), message.value())
             producer.poll(0)
-            seen += len(messages)
         if producer.flush(60):
             raise BenchError("Kafka did not take the plain loop's records within 60 s")
     finally:

@@ -54,6 +54,8 @@ WRITE_ROUTES: Final = (
 )
 MAX_FORM_BYTES: Final = 8192
 REGISTRY_RETRY_SECONDS: Final = 1.0
+START_PATIENCE_SECONDS: Final = 5.0
+"""How long a starting worker waits for Kafka and registry before it serves without them."""
 READY_CHECK_SECONDS: Final = 1.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
@@ -128,7 +130,14 @@ class Worker:
     async def open(self) -> None:
         # Compiling (or loading the cached) codec takes seconds, which must not fall on the first request.
         await asyncio.to_thread(_warm, self.commands, self.results_codec)
-        self._background.append(asyncio.create_task(self._learn_schema_id()))
+        # A restarted worker must not refuse what its siblings accept, so it gets ready before it serves; but without
+        # Kafka or registry it serves too: tokens, queries, and 503 for writes.
+        learning = asyncio.create_task(self._learn_schema_id())
+        self._background.append(learning)
+        await asyncio.gather(
+            asyncio.wait([learning], timeout=START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
+        )
         await self.queries.open()
 
     async def close(self) -> None:

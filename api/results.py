@@ -62,6 +62,10 @@ class ResultReader:
         """Whether the reader stands at the end of every partition, so that a waiter cannot miss its results."""
         return self._positioned.is_set()
 
+    def wait_ready(self, seconds: float) -> bool:
+        """Block until `ready`, at most so long."""
+        return self._positioned.wait(seconds)
+
     def waiter(self) -> Waiter:
         return Waiter(self._loop.create_future())
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Final
 
 from api.config import ApiSettings, api_settings
-from api.logs import configure_logs, log
+from api.logs import configure_api_logs, log
 from infra.settings import Settings, settings
 from pipelines.errors import StreambankError
 
@@ -53,7 +53,7 @@ class _Child:
 def serve(where: Settings | None = None, config: ApiSettings | None = None) -> int:
     """Run the API until SIGTERM or SIGINT; returns the exit code. Raises `ApiStartError` when the port is taken."""
     where, config = where or settings(), config or api_settings()
-    configure_logs()
+    configure_api_logs()
     _prepare_keys(where, config)
     metrics = _fresh_metrics_directory(where)
     children = [_Child(listener) for listener in _listeners(where.host, where.api_port, config.workers)]
@@ -196,7 +196,7 @@ async def _work(descriptor: int) -> None:
 
 
 def _worker_main() -> None:
-    configure_logs()
+    configure_api_logs()
     asyncio.run(_work(int(sys.argv[1])))
 
 

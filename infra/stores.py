@@ -1,6 +1,6 @@
 """How to reach the stores, and as whom.
 
-Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads them and the api's clients; the owner
+Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads them; the owner
 (``STREAMBANK_POSTGRES_USER``) only migrates. The local stack trusts connections on loopback. Elsewhere passwords come
 from the environment (``STREAMBANK_POSTGRES_SINK_PASSWORD``, ``STREAMBANK_POSTGRES_API_PASSWORD``, for the owner
 ``PGPASSWORD``; ``STREAMBANK_CASSANDRA_USER`` and ``STREAMBANK_CASSANDRA_PASSWORD``) and never from a file of the

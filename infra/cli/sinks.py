@@ -59,14 +59,14 @@ def register(app: typer.Typer) -> None:
         is missing. After 3 and 4 somebody must look before a restart helps.
         """
         import asyncio
-        import logging
 
+        from infra.logs import configure_logs
         from infra.settings import settings
         from jobs.sinks.cassandra import CassandraSink
         from jobs.sinks.postgres import PostgresSink
-        from jobs.sinks.worker import SinkOptions, SinkWorker, configure_logs
+        from jobs.sinks.worker import SinkOptions, SinkWorker
 
-        configure_logs(logging.INFO)
+        configure_logs()
         options = SinkOptions(
             max_batch_events=max_batch_events,
             dead_letter_ratio=dead_letter_ratio,

@@ -15,9 +15,7 @@ Exit codes of `SinkWorker.run`: 0 drained after SIGTERM or SIGINT; 1 Faust or th
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-import sys
 import tempfile
 import time
 from collections import OrderedDict
@@ -44,11 +42,10 @@ from pipelines.catalogue import PIPELINES, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
 
-__all__ = ["DeadLetterLimit", "SinkOptions", "SinkWorker", "configure_logs"]
+__all__ = ["DeadLetterLimit", "SinkOptions", "SinkWorker"]
 
 REWIND_INTERVAL_S: Final = 2.0
 """A seek may be overtaken by records already fetched; when its record has not come by then, seek again."""
-SILENCE_S: Final = 10.0
 EXIT_FAILED: Final = 1
 
 FRAMES = prometheus_client.Counter(
@@ -511,44 +508,3 @@ def _forever(on: type[Exception] | tuple[type[Exception], ...]) -> Any:
     return stamina.retry_context(
         on=on, attempts=None, timeout=None, wait_initial=0.1, wait_max=2.1, wait_jitter=2.0, wait_exp_base=1.0
     )
-
-
-class _Quieter(logging.Filter):
-    """Lets the same message of a library through once in ten seconds: while Kafka is away, its client says the same
-    seventy times a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message, now = record.getMessage(), time.monotonic()
-        if now - self._said.get(message, -SILENCE_S) < SILENCE_S:
-            return False
-        if len(self._said) > 1_000:
-            self._said.clear()
-        self._said[message] = now
-        return True
-
-
-def configure_logs(level: int) -> None:
-    """One JSON object a line on stderr; of the libraries only warnings."""
-    shared: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
-    last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    structlog.configure(
-        processors=[*shared, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    handler.addFilter(_Quieter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)

@@ -37,8 +37,8 @@ from tests.support.stack import PrivateStack, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
-PAYMENTS = 24_000
-RATE = 200.0
+PAYMENTS = 36_000
+RATE = 150.0
 BATCH = 10
 OUTAGE_SECONDS = 10.0
 
@@ -59,7 +59,7 @@ class Load(threading.Thread):
             self._error = error
 
     def flows_on(self, payments: int = 400, deadline: float = 150) -> None:
-        """Wait until so many more payments are acknowledged, or the load has ended."""
+        """Wait until so many more payments are acknowledged."""
         wanted = self.progress.acknowledged_events + payments
         wait_until(
             lambda: self.progress.acknowledged_events >= wanted or not self.is_alive(),
@@ -67,6 +67,7 @@ class Load(threading.Thread):
             f"{payments} more payments are acknowledged ({self.progress.failures})",
         )
         self.require_no_error()
+        assert self.is_alive(), f"the load ended too early to be disturbed: {self.progress.as_json()}"
 
     def require_no_error(self) -> None:
         if self._error is not None:
@@ -172,8 +173,10 @@ def test_every_part_is_killed_under_load(
     load.finish()
 
     progress = load.progress
-    assert progress.failed_events == 0, progress.failures
-    assert progress.acknowledged_events == progress.sent_events == PAYMENTS
+    # A client may give up while a server is away; then its payment was not acknowledged, and may or may not exist.
+    assert progress.acknowledged_events + progress.failed_events == PAYMENTS
+    assert progress.acknowledged_events > 0.9 * PAYMENTS, progress.failures
+    assert all("503" in why or "409" in why or "Connect" in why for why in progress.failures), progress.failures
     for service in deployment.services:
         service.require_alive()
 
@@ -184,13 +187,15 @@ def test_every_part_is_killed_under_load(
     assert dead_letters(environment) >= bad
 
     results = results_by_id(environment)
-    acknowledged = [int(plan.payments.run) << 64 | int(number) for number in plan.payments.number]
+    acknowledged = [
+        int(plan.payments.run) << 64 | int(number) for number in plan.payments.number[progress.acknowledged]
+    ]
     missing = [number for number in acknowledged if number not in results]
     assert not missing, f"{len(missing)} acknowledged payments have no result, the first: {missing[0]}"
     refused = sum(1 for number in acknowledged if results[number] == "exceeds_credits")
-    assert 0 < refused < PAYMENTS // 2, "some customers cannot pay"
+    assert 0 < refused < PAYMENTS // 2, f"{refused} of {PAYMENTS} refused; some customers cannot pay, most can"
     created = sum(1 for number in acknowledged if results[number] == "created")
-    assert created + refused == PAYMENTS
+    assert created + refused == len(acknowledged)
 
 
 def dead_letters(environment: Settings) -> int:

@@ -76,7 +76,10 @@ def submit(
 
 
 def list_jobs() -> None:
-    """The cluster's jobs, the newest first; under a failed or restarting one its Python traceback."""
+    """This environment's jobs, the newest first; under a failed or restarting one its Python traceback.
+
+    A failed job that was started again since is shown, but is no longer a failure.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -86,14 +89,24 @@ def list_jobs() -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 140  # so that ids and times are whole in a pipe or a log
-    table = Table("job", "id", "state", "tasks", "started", "restarts", "newest checkpoint", "state size")
+    table = Table("job")
+    table.add_column("id", no_wrap=True, min_width=32)
+    for column in ("state", "tasks", "started", "restarts", "newest checkpoint", "state size"):
+        table.add_column(column)
     troubled: list[tuple[Job, str]] = []
-    with FlinkRest(settings()) as flink:
+    config = settings()
+    names: set[str] = set()
+    with FlinkRest(config) as flink:
         for job in flink.jobs():
+            if not job.name.startswith(config.topic_prefix):
+                continue
+            superseded = job.name in names
+            names.add(job.name)
             table.add_row(job.name, job.id, *_row(flink, job))
             failing = job.state in {"FAILED", "FAILING", "RESTARTING"} or (not job.is_terminal and not job.is_serving)
+            failing = failing and not superseded
             reason = flink.failure(job) if failing else None
-            if reason is not None or job.state == "FAILED":
+            if reason is not None or (failing and job.state == "FAILED"):
                 troubled.append((job, reason or "no reason given"))
     console.print(table)
     for job, reason in troubled:

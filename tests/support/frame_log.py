@@ -80,7 +80,14 @@ def expected(
 
 def produce(config: Settings, topic: str, log: Iterable[Record]) -> None:
     """Send the records in order and wait until the broker has them all."""
-    producer = Producer({"bootstrap.servers": config.kafka_bootstrap, "linger.ms": 1, "enable.idempotence": True})
+    producer = Producer(
+        {
+            "bootstrap.servers": config.kafka_bootstrap,
+            "linger.ms": 1,
+            "enable.idempotence": True,
+            "message.max.bytes": 1_048_576,  # the topics' limit
+        }
+    )
     for record in log:
         while True:
             try:

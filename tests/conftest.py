@@ -7,8 +7,10 @@ own: ``@pytest.fixture(scope="module") def environment(stack): return stack.envi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from infra.settings import Settings
@@ -19,6 +21,10 @@ from infra.stack.postgres import Postgres
 from infra.stack.registry import Registry
 from infra.stack.valkey import Valkey
 from tests.support.stack import SERVER_TYPES, PrivateStack
+
+# No deadline per example: the first one pays for compiling, and machines are noisy. In CI a run repeats exactly.
+hypothesis.settings.register_profile("streambank", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("streambank")
 
 
 @pytest.fixture(scope="session")

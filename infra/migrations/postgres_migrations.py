@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from infra.settings import Settings
 from infra.stores import ROLE_PASSWORD_VARIABLES, postgres_conninfo
+from pipelines.errors import StreambankError
 
 __all__ = ["downgrade_postgres", "migrate_postgres", "pending_postgres"]
 
@@ -88,6 +89,12 @@ def _pending(connection: Connection) -> list[str]:
     scripts = ScriptDirectory.from_config(_config())
     current = MigrationContext.configure(connection).get_current_revision()
     connection.commit()
+    known = [script.revision for script in scripts.walk_revisions()]
+    if current is not None and current not in known:
+        raise StreambankError(
+            f"the database is at version {current}, which this code does not have (its newest is {known[0]}): "
+            "use the code that migrated it, or another database"
+        )
     revisions = [script.revision for script in scripts.iterate_revisions("head", current or "base")]
     return list(reversed(revisions))
 

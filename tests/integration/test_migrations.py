@@ -46,6 +46,15 @@ def test_postgres_from_nothing_to_head_and_again(postgres_environment: Settings)
     assert _columns(environment) == before
 
 
+def test_a_database_of_later_code_is_named(postgres_environment: Settings) -> None:
+    environment = postgres_environment.model_copy(update={"postgres_database": "of_later_code"})
+    migrate_postgres(environment)
+    with psycopg.connect(postgres_conninfo(environment)) as owner:
+        owner.execute("UPDATE alembic_version SET version_num = '9999_later'")
+    with pytest.raises(StreambankError, match="version 9999_later"):
+        migrate_postgres(environment)
+
+
 def _columns(environment: Settings) -> list[tuple[str, ...]]:
     with psycopg.connect(postgres_conninfo(environment)) as connection:
         return connection.execute(

@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup lint test-unit test demo bench clean purge
 
 export UV_PYTHON_DOWNLOADS := never
+# Processes of the stack come and go; where bytecode may not be written, each would compile its libraries again.
+export UV_COMPILE_BYTECODE := 1
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .streambank/uv/bin/uv)
 STREAMBANK := .venv/bin/streambank
 SYNCED := .venv/.synced

@@ -101,6 +101,8 @@ class LoadProgress:
     failed_events: int = 0
     requests: int = 0
     retries: int = 0
+    stopping: bool = False
+    """Set by whoever watches: start no new payment, finish what is under way."""
     failures: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     """Seconds, one per acknowledged request or frame."""
@@ -194,7 +196,7 @@ async def _run_api(
             stop = min(first + pace.batch, len(events))
             due = start + stop / pace.rate if pace.rate else time.perf_counter()
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            if pace.seconds and time.perf_counter() - start >= pace.seconds:
+            if progress.stopping or (pace.seconds and time.perf_counter() - start >= pace.seconds):
                 return
             part = events.take(slice(first, stop))
             if not setup:
@@ -383,6 +385,8 @@ class _KafkaFrames:
         batch = min(pace.batch, PIPELINES["ledger"].max_frame_events)
         start = _begin(self._progress, setup)
         for first, stop in _slices(len(events), pace, batch, start):
+            if self._progress.stopping:
+                break
             rows = np.arange(first, stop)
             shards = events.take(slice(first, stop)).shard
             for shard in np.unique(shards).tolist():

@@ -9,6 +9,7 @@ connections, running requests are answered, acknowledgements are awaited.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ LONGEST_PAUSE_SECONDS: Final = 10.0
 STEADY_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.05
 STOP_MARGIN_SECONDS: Final = 15.0
+PORT_PATIENCE_SECONDS: Final = 15.0
 MAX_HEADER_BYTES: Final = 8190
 
 
@@ -56,7 +58,9 @@ def serve(where: Settings | None = None, config: ApiSettings | None = None) -> i
     configure_api_logs()
     _prepare_keys(where, config)
     metrics = _fresh_metrics_directory(where)
-    children = [_Child(listener) for listener in _listeners(where.host, where.api_port, config.workers)]
+    children = [
+        _Child(listener) for listener in _listeners(where.host, where.api_port, config.workers, PORT_PATIENCE_SECONDS)
+    ]
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -94,19 +98,24 @@ def _fresh_metrics_directory(where: Settings) -> Path:
     return directory
 
 
-def _listeners(host: str, port: int, count: int) -> list[socket.socket]:
+def _listeners(host: str, port: int, count: int, patience_seconds: float) -> list[socket.socket]:
     """``count`` listening sockets on one address. A port that somebody else serves is refused, although SO_REUSEPORT
-    would let us share it."""
+    would let us share it; but the workers of a parent that was killed get the time to notice and to drain."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ApiStartError(
-                f"the API's port {port} on {host} cannot be used ({error.strerror}); choose another with "
-                "STREAMBANK_API_PORT, or stop what listens there"
-            ) from error
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                probe.bind((host, port))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise ApiStartError(
+                        f"the API's port {port} on {host} cannot be used ({error.strerror}); choose another with "
+                        "STREAMBANK_API_PORT, or stop what listens there"
+                    ) from error
+            time.sleep(POLL_SECONDS)
     listeners = []
     for _ in range(count):
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -135,7 +144,7 @@ def _keep_alive(child: _Child, metrics: Path) -> None:
     if child.process is None and now >= child.start_at:
         descriptor = child.listener.fileno()
         child.process = subprocess.Popen(
-            [sys.executable, "-m", "api.server", str(descriptor)],
+            [sys.executable, "-m", "api.server", str(descriptor), str(os.getpid())],
             pass_fds=[descriptor],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
             start_new_session=True,  # a Ctrl-C at the terminal reaches the parent only, which stops workers in order
@@ -160,7 +169,7 @@ def _stop(children: list[_Child], drain_seconds: float) -> None:
             child.process.wait()
 
 
-async def _work(descriptor: int) -> None:
+async def _work(descriptor: int, parent: int) -> None:
     """One worker, until SIGTERM or until its parent is gone."""
     from aiohttp import web
 
@@ -185,7 +194,6 @@ async def _work(descriptor: int) -> None:
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()
     log().info("worker serves", pid=os.getpid())
-    parent = os.getppid()
     while not stop.is_set() and os.getppid() == parent:
         try:
             async with asyncio.timeout(1.0):
@@ -197,7 +205,7 @@ async def _work(descriptor: int) -> None:
 
 def _worker_main() -> None:
     configure_api_logs()
-    asyncio.run(_work(int(sys.argv[1])))
+    asyncio.run(_work(int(sys.argv[1]), parent=int(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from infra.flink_rest import FlinkRest
 from infra.settings import Settings
@@ -53,8 +53,13 @@ class Service:
 
     def kill(self) -> None:
         """SIGKILL to the process and all its children: what a crash of its container would do."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.process.pid)
+            family = [main, *main.children(recursive=True)]
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, 30)
         self.process.wait(30)
 
     def stop(self) -> None:

@@ -150,6 +150,8 @@ def test_kill_9_and_ten_seconds_without_the_store(
             sink.kill()
     with running(environment, destination, sink_log, **small) as sink:
         holds(environment, destination, joined(*logs[:2]), sink)
+        # The rows may all be those of the killed ones: this one must be at work before the store goes.
+        wait_until(lambda: sink.health()[0] == 200, PATIENCE, "healthy after the kills")
         server.stop()
         stopped = time.monotonic()
         send(environment, registered(environment, logs[2].records))

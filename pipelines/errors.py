@@ -4,6 +4,8 @@ StreambankError
 ├── FrameError            a record is not a frame of its topic; `reason` is the dead letter's reason code
 ├── FieldError            an event's field is missing, unknown or out of range; `field` names it
 └── StateVersionError     stored pages have a version that this kernel cannot read
+
+Others are defined beside what raises them, say `pipelines.avro_schema.SchemaError` and `pipelines.shard.SequenceGap`.
 """
 
 from __future__ import annotations

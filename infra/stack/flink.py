@@ -52,9 +52,9 @@ class FlinkOptions(BaseSettings):
     task_managers: int = Field(1, ge=1, le=16, description="TaskManagers to start.")
     slots: int = Field(4, ge=1, le=64, description="Slots of each TaskManager.")
     job_manager_memory: str = Field("960m", description="Process memory of the JobManager.")
-    task_manager_memory: str = Field("1728m", description="Process memory of each TaskManager.")
+    task_manager_memory: str = Field("2112m", description="Process memory of each TaskManager.")
     task_off_heap_memory: str = Field("256m", description="Part of it for NumPy arrays, which Flink does not count.")
-    managed_memory: str = Field("128m", description="Part of it for RocksDB.")
+    managed_memory: str = Field("512m", description="Part of it for RocksDB.")
     network_memory: str = Field("64m", description="Part of it for network buffers.")
     restart: Literal["exponential-delay", "none"] = Field(
         "exponential-delay", description="What a failed job does; none shows the failure at once."

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import zstandard
 
 from jobs.flink_state import FoldPolicy, JournaledShard
 from pipelines.catalogue import LEDGER_COMMANDS
@@ -121,7 +122,7 @@ def test_pages_of_an_upcast_state_replace_the_earlier_ones(monkeypatch):
     log = random_log(1, 12, 1)
     for record in log[:11]:
         shard.apply(record.value)
-    pages["left over from another version/0"] = b""
+    pages["left over from another version/0"] = zstandard.compress(b"")
     restore = Shard.restore
 
     def upcasting(self, stored):
@@ -136,7 +137,7 @@ def test_pages_of_an_upcast_state_replace_the_earlier_ones(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("frames", "journal_bytes", "dirty_bytes", "due"),
+    ("frames", "journal_bytes", "fold_bytes", "due"),
     [
         (63, 10_000, 1, False),
         (64, 10_000, 10_001, False),
@@ -147,5 +148,5 @@ def test_pages_of_an_upcast_state_replace_the_earlier_ones(monkeypatch):
         (2, (16 << 20) - 1, 1 << 30, False),
     ],
 )
-def test_when_to_fold(frames, journal_bytes, dirty_bytes, due):
-    assert FoldPolicy().due(frames, journal_bytes, dirty_bytes) is due
+def test_when_to_fold(frames, journal_bytes, fold_bytes, due):
+    assert FoldPolicy().due(frames, journal_bytes, fold_bytes) is due

@@ -155,6 +155,7 @@ class SinkWorker:
         self._letters_sent: set[tuple[int, int, int]] = set()
         self._in_hand: dict[tuple[int, int], _Record] = {}
         self._letter_schema_id = 0
+        self._opened = False
         self._assignment = 0
         self._assigned: frozenset[int] | None = None
         self._queue: asyncio.Queue[_Record] = asyncio.Queue(self.options.queue_records)
@@ -220,10 +221,11 @@ class SinkWorker:
         return app
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Healthy is: every assigned partition has no lag, or its position advanced within the ``stall_seconds``."""
+        """Healthy is: the store was reached, and every assigned partition has no lag or its position advanced within
+        the ``stall_seconds``."""
         now = time.monotonic()
         partitions = {}
-        healthy = self._assigned is not None
+        healthy = self._opened and self._assigned is not None
         for number in sorted(self._assigned or ()):
             progress = self._progress.get(number)
             end = self._app.consumer.highwater(TP(self._topic_name, number)) if self._app else None
@@ -240,7 +242,8 @@ class SinkWorker:
                 "seconds_since_advance": advanced,
                 "healthy": well,
             }
-        return healthy, {"sink": self.sink.name, "healthy": healthy, "partitions": partitions}
+        report = {"sink": self.sink.name, "healthy": healthy, "store_reached": self._opened, "partitions": partitions}
+        return healthy, report
 
     # --- the process -----------------------------------------------------------------------------------------------
 
@@ -252,12 +255,7 @@ class SinkWorker:
         stopping = asyncio.create_task(self._stop.wait())
         writer = asyncio.create_task(self._write_batches())
         try:
-            opening = asyncio.create_task(self._open())
-            await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                opening.cancel()
-                return 0
-            opening.result()
+            # the pages are served while the store is still away, and say so
             app = self._app = self.app()
             app.finalize()
             await app.start()
@@ -296,7 +294,21 @@ class SinkWorker:
         self._stop.set()
         self._wake.set()
 
-    async def _open(self) -> None:
+    async def _open(self) -> bool:
+        """Reach the registry and the store, however long it takes; False if the sink is stopped before."""
+        opening = asyncio.create_task(self._reach_store())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            return False
+        opening.result()
+        self._opened = True
+        return True
+
+    async def _reach_store(self) -> None:
         async for attempt in _forever((StoreUnavailable, StreambankError)):
             with attempt:
                 with SchemaRegistry(self.settings) as registry:
@@ -306,6 +318,8 @@ class SinkWorker:
     # --- the writer ------------------------------------------------------------------------------------------------
 
     async def _write_batches(self) -> None:
+        if not await self._open():
+            return
         while not (self._stop.is_set() and self._queue.empty()):
             if not self._stop.is_set():
                 self._wake.clear()

@@ -168,6 +168,31 @@ def test_kill_9_and_ten_seconds_without_the_store(
     assert not dead_letters(environment)
 
 
+def test_a_sink_started_without_its_store_says_so_and_waits(
+    environment: Settings, stack: PrivateStack, destination: str, logs: list[EventLog], sink_log: Path
+) -> None:
+    server = stack.get(Postgres)
+    send(environment, registered(environment, joined(*logs[:2]).records))
+    server.stop()
+    with running(environment, destination, sink_log) as impatient:
+        wait_until(lambda: _serves(impatient, 503, store_reached=False), PATIENCE, "unhealthy without the store")
+        assert impatient.stop() == 0
+    with running(environment, destination, sink_log) as sink:
+        wait_until(lambda: _serves(sink, 503, store_reached=False), PATIENCE, "unhealthy without the store")
+        server.start()
+        server.wait_healthy(PATIENCE)
+        holds(environment, destination, joined(*logs[:2]), sink)
+        wait_until(lambda: _serves(sink, 200, store_reached=True), PATIENCE, "healthy with it")
+
+
+def _serves(sink: SinkProcess, status: int, *, store_reached: bool) -> bool:
+    try:
+        found, report = sink.health()
+    except OSError:  # the page is not up yet
+        return False
+    return found == status and report["store_reached"] is store_reached
+
+
 def test_two_sinks_share_the_shards_and_one_dies(
     environment: Settings, destination: str, logs: list[EventLog], sink_log: Path
 ) -> None:

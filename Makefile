@@ -35,7 +35,7 @@ test-unit: $(SYNCED) ## The tests that start no server.
 	.venv/bin/pytest -m 'not stack'
 
 test: setup lint ## Everything.
-	.venv/bin/pytest
+	.venv/bin/pytest --durations=20
 
 demo: setup ## Run the main job on about a minute of simulated card payments.
 	@$(STREAMBANK) demo

@@ -2,8 +2,9 @@
 
 The job is the real one: frames of ledger.commands, journaled state, checkpoints on, two output topics, parallelism 1.
 The ceiling is a loop that consumes the same frames with librdkafka and produces them to another topic, in this process.
-Both work off a backlog and are timed by the records' timestamps, from two fifths of the way to the end, so that starting
-and compiling are not counted. Latency is open loop: a frame's planned time counts, not the time at which it could be sent.
+Both work off a backlog and are timed by the records' timestamps, from two fifths of the way to the end, so that
+starting and compiling are not counted. Latency is open loop: what counts is a frame's planned time, not the time at
+which it could be sent.
 
 Every run has topics of its own on the given servers and removes them.
 """

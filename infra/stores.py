@@ -85,6 +85,7 @@ def cassandra_cluster(settings: Settings) -> Any:
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         protocol_version=5,
         connect_timeout=CONNECT_TIMEOUT_S,
+        control_connection_timeout=10.0,  # the default of 2 s is short for a busy server
         reconnection_policy=ExponentialReconnectionPolicy(base_delay=0.5, max_delay=10.0),
     )
 

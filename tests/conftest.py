@@ -8,6 +8,7 @@ own: ``@pytest.fixture(scope="module") def environment(stack): return stack.envi
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -25,6 +26,10 @@ from tests.support.stack import SERVER_TYPES, PrivateStack
 # No deadline per example: the first one pays for compiling, and machines are noisy. In CI a run repeats exactly.
 hypothesis.settings.register_profile("streambank", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("streambank")
+
+
+# A run in the background of a script inherits "ignore" for Ctrl-C and would pass it on to the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,8 @@ class Stores:
             port=self.settings.cassandra_port,
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             protocol_version=5,
+            connect_timeout=30,
+            control_connection_timeout=30,
         ) as cluster:
             session = cluster.connect()
             rows = [list(session.execute(statement)) for statement in statements]

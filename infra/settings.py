@@ -83,6 +83,11 @@ class Settings(BaseSettings):
         return self.data_dir / "secrets"
 
     @property
+    def spill_dir(self) -> Path:
+        """Where a job keeps records that it seldom reads; files without a name, gone with their process."""
+        return self.data_dir / "flink" / "spill"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.data_dir / "flink" / "checkpoints"
 

@@ -44,6 +44,7 @@ from jobs.flink_state import FoldPolicy, JournaledShard
 from pipelines.catalogue import Pipeline
 from pipelines.errors import FrameError, StreambankError
 from pipelines.kernel import InvariantBroken
+from pipelines.pages import spill_to
 
 __all__ = ["DEFAULTS", "JobError", "ShardFunction", "build", "run"]
 
@@ -116,6 +117,7 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
         self._pages = runtime_context.get_map_state(MapStateDescriptor("pages", Types.STRING(), _RawBytes()))
         self._metric_group = runtime_context.get_metrics_group()
         try:
+            spill_to(self._config.spill_dir)
             self._warm()
         except Exception as error:
             raise _with_traceback(error) from None

@@ -13,7 +13,7 @@ dropped by readers when the frames after the checkpoint come again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -57,6 +57,7 @@ class PageState(Protocol):
     """The part of PyFlink's map state used here, for the current key."""
 
     def put(self, key: str, value: bytes) -> None: ...
+    def get(self, key: str) -> bytes | None: ...
     def items(self) -> Iterable[tuple[str, bytes]]: ...
     def clear(self) -> None: ...
 
@@ -68,6 +69,41 @@ class PagedShard(Protocol):
     def dirty_pages(self) -> Mapping[str, bytes]: ...
     def dirty_bytes(self) -> int: ...
     def restore(self, pages: Mapping[str, bytes]) -> bool: ...
+
+
+class _StoredPages(Mapping[str, bytes]):
+    """The state's pages, read and decompressed one at a time: all of them need not fit into memory twice."""
+
+    def __init__(self, pages: PageState) -> None:
+        self.pages = pages
+        self.decompress = zstandard.ZstdDecompressor().decompress
+        self.loaded = 0
+        """Pages handed out by `items`."""
+
+    def __getitem__(self, key: str) -> bytes:
+        value = self.pages.get(key)
+        if value is None:
+            raise KeyError(key)
+        return self.decompress(bytes(value))
+
+    def __iter__(self) -> Iterator[str]:
+        return (str(key) for key, _ in self.pages.items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def items(self) -> ItemsView[str, bytes]:
+        return _StoredItems(self)
+
+
+class _StoredItems(ItemsView[str, bytes]):
+    _mapping: _StoredPages
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        stored = self._mapping
+        for key, value in stored.pages.items():
+            stored.loaded += 1
+            yield str(key), stored.decompress(bytes(value))
 
 
 class JournaledShard:
@@ -87,15 +123,14 @@ class JournaledShard:
         self._compressed_share = 1.0
         """Bytes stored per byte of page in the last fold."""
         self._compress = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress
-        decompress = zstandard.ZstdDecompressor().decompress
-        stored = {str(key): decompress(bytes(value)) for key, value in pages.items()}
+        stored = _StoredPages(pages)
         upcast = shard.restore(stored)
         for value in journal.get():
             frame = bytes(value)
             shard.apply(topic, frame)
             self.journal_frames += 1
             self.journal_bytes += len(frame)
-        self.restored_pages = len(stored)
+        self.restored_pages = stored.loaded
         self.restored_frames = self.journal_frames
         if upcast:  # pages of two versions must never lie side by side
             pages.clear()

@@ -5,6 +5,10 @@ The operating system backs a part with memory when it is first written, so an un
 growing column is never moved or copied: no frame waits for a resize. (Where the kernel accounts strictly for
 reservations, ``vm.overcommit_memory=2`` or a limit on address space, capacities must fit that limit.)
 
+A column of records that are written once and seldom read again can be spilled: after `spill_to` its memory is a sparse
+file without a name, so that the operating system can write out what was released (`PagedState.release`) and read it
+back when it is touched. What a file holds is only a copy of the process's own memory; it vanishes with the process.
+
 Compiled code writes a row and then calls `mark` with the row's page: `dirty_pages` hands out exactly the marked pages
 and forgets them, `dirty_bytes` is their size in O(1). All pages ever handed out, the latest of each key, are the
 state; a column never written has no page and reads as zeros.
@@ -14,8 +18,10 @@ from __future__ import annotations
 
 import mmap
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,7 +30,7 @@ from numpy.typing import DTypeLike, NDArray
 from pipelines.compiled import compiled_inline
 from pipelines.errors import StreambankError
 
-__all__ = ["PAGE_BYTES", "Column", "DirtyPages", "PageError", "PagedState", "mark", "reserve"]
+__all__ = ["PAGE_BYTES", "Column", "DirtyPages", "PageError", "PagedState", "mark", "reserve", "spill_to"]
 
 PAGE_BYTES: Final = 16 * 1024
 
@@ -35,26 +41,49 @@ class PageError(StreambankError):
     """A stored page does not belong to this state: unknown column, page out of range, or wrong size."""
 
 
+_spill_directory: Path | None = None
+
+
+def spill_to(directory: Path | None) -> None:
+    """From now on, keep columns marked ``spill`` of new states in files in this directory (made if missing); None: in
+    memory. For the whole process, and for the runtime to decide: where a state lies changes nothing that it holds. The
+    directory must be on a disk: a tmpfs is memory too."""
+    global _spill_directory
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    _spill_directory = directory
+
+
+def _map(size: int, directory: Path | None, *, huge_pages: bool) -> mmap.mmap:
+    if directory is None:
+        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            region.madvise(mmap.MADV_HUGEPAGE)
+        return region
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED)
+
+
 def reserve(dtype: DTypeLike, capacity: int, *, huge_pages: bool = False) -> NDArray[Any]:
     """A zeroed array of ``capacity`` rows that takes memory only where it is written.
 
     ``huge_pages`` asks for 2 MiB memory pages where offered: right for tables read at random, wasteful for small ones.
     """
     row = np.dtype(dtype)
-    region = mmap.mmap(
-        -1, max(row.itemsize * capacity, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    )
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        region.madvise(mmap.MADV_HUGEPAGE)
+    region = _map(max(row.itemsize * capacity, 1), None, huge_pages=huge_pages)
     return np.frombuffer(region, row, capacity)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``capacity`` rows of ``dtype``, whose size divides the page size."""
+    """``capacity`` rows of ``dtype``, whose size divides the page size. ``huge_pages``: see `reserve`; ``spill``: see
+    `spill_to`."""
 
     dtype: DTypeLike
     capacity: int
+    huge_pages: bool = False
+    spill: bool = False
 
 
 class DirtyPages(NamedTuple):
@@ -91,6 +120,8 @@ class PagedState:
         self.rows_per_page: dict[str, int] = {}
         self._page_size: dict[str, int] = {}
         self._column_of_page: list[tuple[int, str]] = []
+        self._spilled: dict[str, tuple[mmap.mmap, int]] = {}
+        """Mapping of each spilled column, and how many of its bytes are released."""
         pages = 0
         for name, column in columns.items():
             size = np.dtype(column.dtype).itemsize
@@ -102,7 +133,11 @@ class PagedState:
             # whole pages, except for a column smaller than one
             self._page_size[name] = min(page_bytes, column.capacity * size)
             rows = column.capacity if count <= 1 else count * self.rows_per_page[name]
-            self.columns[name] = reserve(column.dtype, rows)
+            directory = _spill_directory if column.spill else None
+            region = _map(max(size * rows, 1), directory, huge_pages=column.huge_pages)
+            self.columns[name] = np.frombuffer(region, column.dtype, rows)
+            if directory is not None:
+                self._spilled[name] = (region, 0)
             self._column_of_page.append((pages, name))
             pages += count
         self.dirty = DirtyPages(reserve(np.uint8, pages), reserve(np.int64, pages), np.zeros(1, np.int64))
@@ -136,6 +171,16 @@ class PagedState:
             size = self._page_size[name]
             pages[f"{name}/{page}"] = bytes(self._bytes[name][page * size : (page + 1) * size])
         return pages
+
+    def release(self, name: str, rows: int) -> None:
+        """Let the first ``rows`` rows of a column leave memory, if it is spilled; they stay readable and writable."""
+        if name not in self._spilled:
+            return
+        region, released = self._spilled[name]
+        end = rows * self.columns[name].itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > released:
+            region.madvise(mmap.MADV_DONTNEED, released, end - released)
+            self._spilled[name] = (region, end)
 
     def load(self, key: str, data: bytes) -> None:
         """Put one stored page back; it does not become dirty. Raises `PageError` if it cannot be one of this state."""

@@ -16,7 +16,7 @@ State is the kernel's pages and one page of its own, ``shard``: JSON with the se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -63,6 +63,34 @@ def new_kernel(pipeline: Pipeline) -> Kernel:
     module, _, attribute = pipeline.kernel.partition(":")
     kernel: Kernel = getattr(import_module(module), attribute)()
     return kernel
+
+
+class _KernelPages(Mapping[str, bytes]):
+    """All pages but the shard's own."""
+
+    def __init__(self, pages: Mapping[str, bytes]) -> None:
+        self.pages = pages
+
+    def __getitem__(self, key: str) -> bytes:
+        if key == SHARD_PAGE:
+            raise KeyError(key)
+        return self.pages[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self.pages if key != SHARD_PAGE)
+
+    def __len__(self) -> int:
+        return len(self.pages) - 1
+
+    def items(self) -> ItemsView[str, bytes]:
+        return _KernelItems(self)
+
+
+class _KernelItems(ItemsView[str, bytes]):
+    _mapping: _KernelPages
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return (item for item in self._mapping.pages.items() if item[0] != SHARD_PAGE)
 
 
 class Shard:
@@ -161,17 +189,19 @@ class Shard:
         return self.kernel.dirty_bytes() + (self._own_page_size if self._dirty else 0)
 
     def restore(self, pages: Mapping[str, bytes]) -> bool:
-        """Load stored pages into this fresh shard. No pages at all is the empty state.
+        """Load stored pages into this fresh shard. No pages at all is the empty state. The mapping's items are read
+        once, one after another, so that it may come straight from a store.
 
         True when an earlier version's state was upcast: `dirty_pages` then returns the whole state, and the runtime
         must forget all stored pages before it stores those. Raises `StateVersionError` for a state this code cannot
         read.
         """
-        if not pages:
-            return False
         if SHARD_PAGE not in pages:
+            first = next(iter(pages), None)
+            if first is None:
+                return False
             raise StateVersionError(
-                f"{self.pipeline.name} shard {self.shard}: {len(pages)} pages, but not {SHARD_PAGE!r}"
+                f"{self.pipeline.name} shard {self.shard}: page {first!r} and perhaps more, but not {SHARD_PAGE!r}"
             )
         own: dict[str, Any] = json.loads(pages[SHARD_PAGE])
         found = (own["format"], own["pipeline"], own["shard"])
@@ -186,7 +216,7 @@ class Shard:
                 f"{self.pipeline.name} shard {self.shard}: state version {version} is newer than this code's "
                 f"{self.kernel.state_version}; deploy the code that wrote it, or a later one"
             )
-        self.kernel.restore({key: page for key, page in pages.items() if key != SHARD_PAGE}, version)
+        self.kernel.restore(_KernelPages(pages), version)
         upcast: bool = version != self.kernel.state_version
         self._dirty = upcast
         # a topic added to the catalogue since then starts at 0

@@ -25,6 +25,7 @@ class Part(StrEnum):
 
     CODEC = "codec"
     LEDGER = "ledger"
+    LEDGER_SCALE = "ledger_scale"
     FLINK = "flink"
     API = "api"
     SINKS = "sinks"
@@ -33,6 +34,7 @@ class Part(StrEnum):
 SERVERS: dict[Part, tuple[str, ...]] = {
     Part.CODEC: (),
     Part.LEDGER: (),
+    Part.LEDGER_SCALE: (),
     Part.FLINK: ("kafka", "registry", "flink"),
     Part.API: ("kafka", "registry", "postgres", "cassandra", "valkey"),
     Part.SINKS: ("kafka", "registry", "postgres", "cassandra"),

@@ -24,8 +24,17 @@ from pipelines.ledger.u128 import add, is_max, is_zero, less, saturating_subtrac
 from pipelines.pages import PAGE_BYTES, DirtyPages, mark
 
 __all__ = [
-    "ACCOUNTS", "ANNOUNCED_HEAD", "ANNOUNCED_TAIL", "BURNED_IDS", "CLOCK", "EXPIRIES", "INVARIANT_BROKEN", "TRANSFERS",
-    "LedgerArrays", "apply_rows",
+    "ACCOUNTS",
+    "ANNOUNCED_HEAD",
+    "ANNOUNCED_TAIL",
+    "BURNED_IDS",
+    "CLOCK",
+    "EXPIRIES",
+    "INVARIANT_BROKEN",
+    "READ_AHEAD",
+    "TRANSFERS",
+    "LedgerArrays",
+    "apply_rows",
 ]  # fmt: skip
 
 # Words of the `meta` column.
@@ -45,7 +54,7 @@ INVARIANT_BROKEN: Final = -1
 NANOSECONDS: Final = 1_000_000_000
 
 READ_AHEAD: Final = 64
-"""Events whose index words are read together; see `_read_ahead`."""
+"""Transfers that are looked up together; see `_read_ahead`."""
 
 _RECORDS_PER_PAGE_BITS: Final = (PAGE_BYTES // 128).bit_length() - 1
 _STATUSES_PER_PAGE_BITS: Final = PAGE_BYTES.bit_length() - 1
@@ -120,6 +129,8 @@ class LedgerArrays(NamedTuple):
     drift: NDArray[np.uint64]
     """What debits moved more than credits in this frame, and whether a stored transfer's account is missing; both 0,
     or an invariant is broken. The third word has no meaning."""
+    accounts_ahead: NDArray[np.int64]
+    """Slots of the debit and credit account of the next `READ_AHEAD` commands, negative where there is none."""
     sources: NDArray[np.void]
     """Empty; its type names a digest of the sources, so that Numba's disk cache never serves code of other sources."""
 
@@ -673,8 +684,9 @@ def _post_or_void(state: Any, command: Any, attempt: Any, event: Any) -> Any:
 
 
 @compiled_inline
-def _create_transfer(state: Any, command: Any, attempt: Any, event: Any) -> Any:
-    """Apply one CreateTransfer after stage A; writes ``event`` on success. Returns (result, timestamp)."""
+def _create_transfer(state: Any, command: Any, ahead: Any, attempt: Any, event: Any) -> Any:
+    """Apply one CreateTransfer after stage A, the one at ``ahead`` of those looked up; writes ``event`` on success.
+    Returns (result, timestamp)."""
     if command.flags & ~KNOWN_TRANSFER_FLAGS:
         return T.reserved_flag, attempt
     if is_zero(command.id_lo, command.id_hi):
@@ -699,10 +711,10 @@ def _create_transfer(state: Any, command: Any, attempt: Any, event: Any) -> Any:
     code = _check_fields(command)
     if code != T.created:
         return code, attempt
-    debit_slot = _account_slot(state, command.debit_account_id_lo, command.debit_account_id_hi)
+    debit_slot = state.accounts_ahead[ahead, 0]
     if debit_slot < 0:
         return T.debit_account_not_found, attempt
-    credit_slot = _account_slot(state, command.credit_account_id_lo, command.credit_account_id_hi)
+    credit_slot = state.accounts_ahead[ahead, 1]
     if credit_slot < 0:
         return T.credit_account_not_found, attempt
     debit = state.accounts[debit_slot]
@@ -862,13 +874,25 @@ def _stage_a(
 
 @compiled
 def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
-    """Bring the index words that the next events will need into the cache."""
+    """Look up the accounts of the next transfers, and bring what they will need into the cache: what one transfer
+    needs does not wait for another's, so many reads are on their way from memory together."""
     seen = np.uint64(0)
     for i in range(first, end):
         command = commands[i]
         seen ^= peek(state.transfer_index, command.id_lo, command.id_hi)
         seen ^= peek(state.account_index, command.debit_account_id_lo, command.debit_account_id_hi)
         seen ^= peek(state.account_index, command.credit_account_id_lo, command.credit_account_id_hi)
+    for i in range(first, end):
+        command = commands[i]
+        debit_slot = _account_slot(state, command.debit_account_id_lo, command.debit_account_id_hi)
+        credit_slot = _account_slot(state, command.credit_account_id_lo, command.credit_account_id_hi)
+        state.accounts_ahead[i - first, 0] = debit_slot
+        state.accounts_ahead[i - first, 1] = credit_slot
+        # a record is two cache lines; the look-up read the first
+        if debit_slot >= 0:
+            seen ^= state.accounts[debit_slot].credits_posted_lo
+        if credit_slot >= 0:
+            seen ^= state.accounts[credit_slot].credits_posted_lo
     # kept, or the compiler would leave the reads out
     state.drift[2] = seen
 
@@ -958,7 +982,10 @@ def apply_rows(
             else:
                 command = transfer_commands[i]
                 if code == CREATED:
-                    transfer_code, timestamp = _create_transfer(state, command, attempt, transfer_created[written])
+                    ahead = (i - start) % READ_AHEAD
+                    transfer_code, timestamp = _create_transfer(
+                        state, command, ahead, attempt, transfer_created[written]
+                    )
                     code = np.int64(transfer_code)
                 result = transfer_results[i]
                 result.kind = CREATE_TRANSFER

@@ -38,7 +38,17 @@ MAX_EXPIRED_PER_FRAME: Final = 500
 MAX_PRODUCED_AT: Final = 7_258_118_400_000_000
 """2200-01-01 in microseconds. A frame from later is refused: it would hold the clock, which never goes back, there."""
 
+RECENT_TRANSFERS: Final = 1 << 20
+"""Records kept in memory where older ones are spilled (see `pipelines.pages.spill_to`)."""
+
 _USER_DATA: Final = ("user_data_128", "user_data_64", "user_data_32")
+
+_AUDIT_CHUNK: Final = 1 << 18
+"""Records looked at together, so that an audit of any size takes little memory."""
+_AUDITED: Final = (
+    "accounts", "transfers", "debits_pending", "credits_pending", "transfers_pending",
+    "debits_posted", "credits_posted", "transfers_posted",
+)  # fmt: skip
 
 _COMMANDS: Final = "ledger.commands"
 _RESULTS: Final = "ledger.results"
@@ -65,6 +75,9 @@ class LedgerKernel:
 
     ``max_accounts`` and ``max_transfers`` reserve address space, not memory: a record takes 128 bytes when it exists,
     and its id about 13 more. A frame that might not fit raises `CapacityExceeded` before anything is changed.
+
+    Where columns may be spilled, only the last `RECENT_TRANSFERS` to twice as many transfers stay in memory. An older
+    one is read back from disk when its id is used again, or when it is posted, voided or expires.
     """
 
     state_version: ClassVar[int] = STATE_VERSION
@@ -87,14 +100,15 @@ class LedgerKernel:
                 raise StreambankError(f"{codec.topic}: the kernel is written for the events {', '.join(names)}")
         self._state = pages.PagedState(
             {
-                "accounts": pages.Column(ACCOUNT, max_accounts),
-                "transfers": pages.Column(TRANSFER, max_transfers),
+                "accounts": pages.Column(ACCOUNT, max_accounts, huge_pages=True),
+                "transfers": pages.Column(TRANSFER, max_transfers, spill=True),
                 "statuses": pages.Column(np.uint8, max_transfers),
                 "burned": pages.Column(U128, max_transfers),
                 "meta": pages.Column(np.int64, 64),
             }
         )
         columns = self._state.columns
+        self._released = 0
         self._capacity = {"accounts": max_accounts, "transfers": max_transfers}
         self._arrays = engine.LedgerArrays(
             meta=columns["meta"],
@@ -110,6 +124,7 @@ class LedgerKernel:
             announcements=pages.reserve(np.int64, max_transfers),
             queues=np.zeros(3, np.int64),
             drift=np.zeros(3, np.uint64),
+            accounts_ahead=np.zeros((engine.READ_AHEAD, 2), np.int64),
             sources=_SOURCES,
         )
 
@@ -148,7 +163,14 @@ class LedgerKernel:
                 "ledger: debits and credits moved by different sums, or a transfer's account is missing, in the frame "
                 f"of {count} events produced at {frame.produced_at} (trace {frame.trace})"
             )
+        self._release_old_transfers()
         return [Output(_RESULTS, Events(results)), Output(_EVENTS, Events(events[:written]))]
+
+    def _release_old_transfers(self) -> None:
+        transfers = int(self._arrays.meta[engine.TRANSFERS])
+        if transfers - self._released >= 2 * RECENT_TRANSFERS:
+            self._released = transfers - RECENT_TRANSFERS
+            self._state.release("transfers", self._released)
 
     def _check_capacity(self, rows: Rows) -> None:
         meta = self._arrays.meta
@@ -193,6 +215,7 @@ class LedgerKernel:
         slots = slots[np.lexsort((slots, self._expires_at(slots)))]
         arrays.announcements[: len(slots)] = slots
         arrays.queues[engine.ANNOUNCED_TAIL] = len(slots)
+        self._release_old_transfers()
 
     def _expires_at(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         transfers = self._arrays.transfers[slots]
@@ -248,33 +271,33 @@ class LedgerKernel:
         pending and posted apart, and so does what the transfers add up to; no limit is passed. Raises
         `InvariantBroken` with the figures. Returns per ledger: accounts, transfers, pending and posted sums.
         """
-        accounts, transfers = self.accounts, self.transfers
-        for name, records in (("accounts", accounts), ("transfers", transfers)):
-            if np.any((records["id_lo"] | records["id_hi"]) == 0) or np.any(np.diff(records["timestamp"]) <= 0):
-                raise InvariantBroken(f"ledger: {name} without id or out of timestamp order; a stored page is missing")
-        pending = self.pending_statuses == PendingStatus.pending
-        posted = transfers["flags"] & (TransferFlags.pending | TransferFlags.void_pending_transfer) == 0
         figures: dict[int, dict[str, int]] = {}
-        for ledger in np.unique(accounts["ledger"]).tolist():
-            own = accounts[accounts["ledger"] == ledger]
-            moved = transfers["ledger"] == ledger
-            sums = {
-                "debits_pending": _total(own, "debits_pending"),
-                "credits_pending": _total(own, "credits_pending"),
-                "transfers_pending": _total(transfers[moved & pending], "amount"),
-                "debits_posted": _total(own, "debits_posted"),
-                "credits_posted": _total(own, "credits_posted"),
-                "transfers_posted": _total(transfers[moved & posted], "amount"),
-            }
+        last = {"accounts": -1, "transfers": -1}
+        for name, records in (("accounts", self.accounts), ("transfers", self.transfers)):
+            for start in range(0, len(records), _AUDIT_CHUNK):
+                chunk = records[start : start + _AUDIT_CHUNK]
+                timestamps = chunk["timestamp"]
+                if (
+                    np.any((chunk["id_lo"] | chunk["id_hi"]) == 0)
+                    or timestamps[0] <= last[name]
+                    or np.any(np.diff(timestamps) <= 0)
+                ):
+                    raise InvariantBroken(
+                        f"ledger: {name} without id or out of timestamp order; a stored page is missing"
+                    )
+                last[name] = int(timestamps[-1])
+                statuses = self.pending_statuses[start : start + _AUDIT_CHUNK]
+                for ledger in np.unique(chunk["ledger"]).tolist():
+                    own = chunk["ledger"] == ledger
+                    sums = figures.setdefault(ledger, dict.fromkeys(_AUDITED, 0))
+                    found = _account_sums(chunk[own]) if name == "accounts" else _transfer_sums(chunk, own, statuses)
+                    for figure, value in found.items():
+                        sums[figure] += value
+        for ledger, sums in figures.items():
             for kind in ("pending", "posted"):
                 if len({value for name, value in sums.items() if name.endswith(kind)}) != 1:
                     raise InvariantBroken(f"ledger {ledger}: sums differ: {sums}")
-            figures[ledger] = {
-                "accounts": len(own),
-                "transfers": int(moved.sum()),
-                "pending": sums["debits_pending"],
-                "posted": sums["debits_posted"],
-            }
+        accounts = self.accounts
         limited = accounts["flags"] & (
             AccountFlags.debits_must_not_exceed_credits | AccountFlags.credits_must_not_exceed_debits
         )
@@ -283,7 +306,15 @@ class LedgerKernel:
             own_side, other = ("debits", "credits") if debits else ("credits", "debits")
             if row[f"{own_side}_pending"] + row[f"{own_side}_posted"] > row[f"{other}_posted"]:
                 raise InvariantBroken(f"ledger: account {row['id']} passed its limit: {row}")
-        return figures
+        return {
+            ledger: {
+                "accounts": sums["accounts"],
+                "transfers": sums["transfers"],
+                "pending": sums["debits_pending"],
+                "posted": sums["debits_posted"],
+            }
+            for ledger, sums in figures.items()
+        }
 
     def state_rows(self) -> Iterator[dict[str, Any]]:
         """Accounts, then transfers, each in timestamp order, with the schema's field names.
@@ -301,6 +332,20 @@ def _seen_as(dtype: np.dtype[np.void], rows: NDArray[np.int64]) -> NDArray[np.vo
     """The rows as one event type; many times faster than ``rows.view(dtype)``."""
     view: NDArray[np.void] = np.ndarray(len(rows), dtype, rows)
     return view
+
+
+def _account_sums(accounts: NDArray[np.void]) -> dict[str, int]:
+    balances = ("debits_pending", "credits_pending", "debits_posted", "credits_posted")
+    return {"accounts": len(accounts), **{name: _total(accounts, name) for name in balances}}
+
+
+def _transfer_sums(transfers: NDArray[np.void], own: NDArray[np.bool_], statuses: NDArray[np.uint8]) -> dict[str, int]:
+    posted = transfers["flags"] & (TransferFlags.pending | TransferFlags.void_pending_transfer) == 0
+    return {
+        "transfers": int(own.sum()),
+        "transfers_pending": _total(transfers[own & (statuses == PendingStatus.pending)], "amount"),
+        "transfers_posted": _total(transfers[own & posted], "amount"),
+    }
 
 
 def _total(records: NDArray[np.void], field: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from pipelines.errors import FrameError, StateVersionError
 from pipelines.frames import Events, Frame
 from pipelines.kernel import InvariantBroken
-from pipelines.ledger import engine
+from pipelines.ledger import engine, kernel
 from pipelines.ledger.kernel import MAX_EXPIRED_PER_FRAME, CapacityExceeded, LedgerKernel
 from pipelines.ledger.records import ACCOUNT, TRANSFER
 from pipelines.ledger.results import TRANSIENT, TransferResultCode
+from pipelines.pages import spill_to
 from tests.support.ledger_frames import COMMANDS, U128_MAX, Ledger, account, command_frame, transfer
 
 DEBITS_LIMITED = "debits_must_not_exceed_credits"
@@ -389,6 +391,30 @@ def test_full_columns_stop_the_job_before_anything_changes() -> None:
     ledger.apply([account(1), account(2)])
     with pytest.raises(CapacityExceeded, match="larger max_transfers"):
         ledger.apply([transfer(number, 1, 2) for number in range(1, 130)])
+
+
+def test_spilled_transfers_are_answered_posted_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "RECENT_TRANSFERS", 64)
+    spill_to(tmp_path)
+    try:
+        ledger, restored = Ledger(), Ledger()
+    finally:
+        spill_to(None)
+    ledger.apply([account(1), account(2)])
+    ledger.apply([transfer(10, 1, 2, 7, flags=["pending"], timeout=1_000), transfer(11, 1, 2, 5)])
+    for first in range(100, 1_100, 100):
+        assert ledger.results(*(transfer(first + i, 1, 2, 1) for i in range(100))) == ["created"] * 100
+    assert ledger.kernel._released >= 64, "nothing was spilled; the test shows nothing"
+    assert ledger.results(transfer(11, 1, 2, 5), transfer(11, 1, 2, 6), transfer(150, 2, 1, 1)) == [
+        "exists", "exists_with_different_amount", "exists_with_different_debit_account_id",
+    ]  # fmt: skip
+    restored.kernel.restore(all_pages(ledger.kernel), ledger.kernel.state_version)
+    for found in (ledger, restored):
+        assert found.results(transfer(12, amount=U128_MAX, pending_id=10, flags=["post_pending_transfer"])) == [
+            "created"
+        ]
+        assert balances(found, 1) == (0, 7 + 5 + 1_000, 0, 0)
+    assert list(restored.kernel.state_rows()) == list(ledger.kernel.state_rows())
 
 
 def test_lost_page_is_noticed_on_restore(ledger: Ledger) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from numba import njit
 
-from pipelines.compiled import compiled
-from pipelines.pages import PAGE_BYTES, Column, PagedState, PageError, mark, reserve
+from pipelines.pages import PAGE_BYTES, Column, PagedState, PageError, mark, reserve, spill_to
 
 ROW = np.dtype([("a", "<u8"), ("b", "<u8")])
 ROWS_PER_PAGE = PAGE_BYTES // 16
 
 
-@compiled
+@njit  # not cached: a cached function must lie in a module that can be imported by its name
 def write(rows, dirty, first_page, row, value):  # type: ignore[no-untyped-def]
     rows[row].a = np.uint64(value)
     mark(dirty, first_page + row // 1024)
@@ -103,3 +105,29 @@ def test_reserved_capacity_takes_memory_only_where_written() -> None:
     rows[0] = rows[1 << 35] = rows[-1] = 5
     assert rows[1 << 34] == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+def test_a_spilled_column_reads_the_same_after_its_rows_left_memory(tmp_path: Path) -> None:
+    spill_to(tmp_path)
+    try:
+        state = PagedState({"kept": Column(ROW, 10), "rows": Column(ROW, 1 << 20, spill=True)})
+    finally:
+        spill_to(None)
+    rows = state.columns["rows"]
+    rows["a"] = np.arange(1 << 20)
+    before = psutil.Process().memory_info().rss
+    state.release("rows", 1 << 19)
+    assert psutil.Process().memory_info().rss < before - (6 << 20)
+    state.release("rows", 1 << 19)
+    state.release("kept", 10)
+    put(state, "rows", 5, 77)
+    assert np.array_equal(rows["a"][:7], [0, 1, 2, 3, 4, 77, 6])
+    assert np.array_equal(rows["a"][7:], np.arange(7, 1 << 20))
+    assert not list(tmp_path.iterdir()), "the file has no name, so that nothing is left behind"
+
+
+def test_rows_in_memory_are_never_released() -> None:
+    state = new_state()
+    put(state, "more", 3, 7)
+    state.release("more", 100_000)
+    assert state.columns["more"]["a"][3] == 7

@@ -27,7 +27,8 @@ class Topic:
 
     ``writers`` says who numbers the frames: a topic with one writing job numbers them per shard from 1 without a
     gap, and readers drop what they have already applied; frames of many producers carry sequence 0 and their events
-    are idempotent by id. The partition count of a topic never changes.
+    are idempotent by id. The partition count of a topic never changes. The frames of a ``chained`` topic carry a hash
+    chain per shard (`pipelines.chain`); its schema has the field ``chain``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Topic:
     owner: str
     writers: Literal["one job", "many producers"]
     doc: str
+    chained: bool = False
 
     @property
     def subject(self) -> str:
@@ -82,6 +84,7 @@ LEDGER_EVENTS: Final = Topic(
     owner="ledger",
     writers="one job",
     doc="Accounts created, transfers applied and expired; append-only and complete.",
+    chained=True,
 )
 LEDGER_DEAD_LETTERS: Final = Topic(
     "ledger.dead-letters",

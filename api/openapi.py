@@ -66,6 +66,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             },
             "/v1/accounts/{id}": {"get": _read("getAccount", "An account with its balances", "Account", sequence=True)},
             "/v1/accounts/{id}/statement": {"get": _statement()},
+            "/v1/accounts/{id}/balance": {"get": _balance()},
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             "/oauth/token": {"post": _token()},
             "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
@@ -203,6 +204,18 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
                 "changed_at_sequence": {"type": "integer", "description": "Sequence that last changed them."},
             },
             "An account.",
+        ),
+        "Balance": _object(
+            {
+                **_integers("account_id", "ledger", at="Nanoseconds since the epoch, inclusive."), **balances,
+                **_integers(
+                    entries="Transfers and expiries of the account up to then.",
+                    last_entry_at="Timestamp of the last of them; 0 if there is none.",
+                ),
+                "shard": {"type": "integer"},
+                "sequence": {"type": "integer", "description": "Sequence of the shard that the balances reflect."},
+            },
+            "Balances at a point in time: the fold of all entries up to it.",
         ),
         "Transfer": _object(
             {
@@ -363,6 +376,15 @@ def _statement() -> dict[str, Any]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next_cursor`."},
     ]  # fmt: skip
+    return operation
+
+
+def _balance() -> dict[str, Any]:
+    operation = _read("getBalance", "An account's balances at a point in time", "Balance", sequence=True)
+    operation["parameters"].append(
+        {"name": "at", "in": "query", "schema": {"type": "string", "examples": ["2026-01-31T23:59:59.999999999Z"]},
+         "description": "RFC 3339 (UTC without a zone) or nanoseconds since the epoch, inclusive; now by default."}
+    )  # fmt: skip
     return operation
 
 

@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
+from api.history import BALANCE_AT, balance_of
 from api.logs import log
 from api.metrics import count
 from api.problems import Problem
@@ -164,6 +165,15 @@ class Queries:
             await self._reach(ledger_shard(ledger), min_sequence, wait)
         return self._transfer(self._one("transfer", transfer_id, await self._find(_TRANSFERS, transfer_id, ledger)))
 
+    async def balance(
+        self, account_id: int, ledger: int | None, at: int, min_sequence: int, wait: float
+    ) -> dict[str, Any]:
+        """The account's balances at a point in time (nanoseconds, inclusive); raises `Problem` 404, 409 or 503."""
+        if min_sequence and ledger is not None:
+            await self._reach(ledger_shard(ledger), min_sequence, wait)
+        row = self._one("account", account_id, await self._find(BALANCE_AT, account_id, ledger, at=at))
+        return {name: json_integer(value) for name, value in balance_of(row, at).items()}
+
     async def statement(
         self, account_id: int, ledger: int | None, month: int, limit: int, cursor: Cursor | None
     ) -> dict[str, Any]:
@@ -226,11 +236,11 @@ class Queries:
                 )
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _find(self, query: LiteralString, id_: int, ledger: int | None) -> list[dict[str, Any]]:
+    async def _find(self, query: LiteralString, id_: int, ledger: int | None, **more: Any) -> list[dict[str, Any]]:
         shards = [ledger_shard(ledger)] if ledger is not None else list(range(LEDGER_SHARDS))
         return await self._postgres(
             query,
-            {"sink": POSTGRES_SINK, "topic": self._events_topic, "id": id_, "shards": shards, "ledger": ledger},
+            {"sink": POSTGRES_SINK, "topic": self._events_topic, "id": id_, "shards": shards, "ledger": ledger, **more},
         )
 
     async def _postgres(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:

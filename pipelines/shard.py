@@ -12,8 +12,8 @@ kernel's outputs leave as numbered, encoded records. Promises:
 - **Bad records.** `FrameError` means that nothing was applied and the record belongs in the dead letters. Any other
   error stops the job.
 
-State is the kernel's pages and one page of its own, ``shard``: JSON with the sequences, the last hashes and the kernel's
-state version.
+State is the kernel's pages and one page of its own, ``shard``: JSON with the sequences, the last hashes and the
+kernel's state version.
 """
 
 from __future__ import annotations

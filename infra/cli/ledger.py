@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from jobs.ledger_chain import ShardChain
+    from jobs.ledger_rebuild import Rebuild
 
 group = typer.Typer(no_args_is_help=True, help="Audit the ledger's log, rebuild projections, ask its history.")
 
@@ -105,6 +106,110 @@ def export(
         paths = copy_topic(settings(), directory, report)
     for path in paths:
         typer.echo(path)
+
+
+@group.command()
+def rebuild(
+    to: Annotated[
+        str, typer.Option(help="Schema for the rebuilt tables; made here.", envvar="STREAMBANK_LEDGER_REBUILD_TO")
+    ],
+    replace: Annotated[
+        bool, typer.Option(help="Drop an earlier schema of that name.", envvar="STREAMBANK_LEDGER_REBUILD_REPLACE")
+    ] = False,
+    json_path: JsonOption = None,
+) -> None:
+    """Build the Postgres projections anew from ledger.events, beside the live ones, and compare them row by row.
+
+    Compares as of the moment it starts; the live sink may go on. Exit code 1 when any row differs, is missing or is too
+    much. The new tables stay in the schema.
+    """
+    import asyncio
+
+    from infra.settings import settings
+    from jobs.ledger_rebuild import rebuild as run
+
+    with _progress("rebuilding") as report:
+        found = asyncio.run(run(settings(), to, replace=replace, report=report))
+    _store_json(json_path, found.as_json())
+    _print_rebuild(found, stderr=str(json_path) == "-")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@group.command()
+def balance(
+    account: Annotated[str, typer.Argument(help="Account id, decimal.")],
+    at: Annotated[
+        str,
+        typer.Option(
+            help="RFC 3339 time (UTC without a zone) or nanoseconds since 1970, inclusive; the newest if not given.",
+            envvar="STREAMBANK_LEDGER_AT",
+        ),
+    ] = "",
+    ledger: Annotated[
+        int | None,
+        typer.Option(min=0, help="Its ledger, if the id is in several.", envvar="STREAMBANK_LEDGER_NUMBER"),
+    ] = None,
+    json_path: JsonOption = None,
+) -> None:
+    """An account's balances at a point in time, from the entries in Postgres. Exit code 1 if it did not exist then."""
+    import psycopg
+    from psycopg.rows import dict_row
+    from rich.console import Console
+    from rich.table import Table
+
+    from api.history import BALANCE_AT, TIMESTAMP_MAX, balance_of, parse_time
+    from infra.settings import settings
+    from infra.stores import API_ROLE, postgres_conninfo
+    from pipelines.catalogue import LEDGER_EVENTS, LEDGER_SHARDS
+    from pipelines.errors import StreambankError
+
+    if not account.isascii() or not account.isdecimal() or int(account) >= 2**128:
+        raise typer.BadParameter(f"{account!r} is not a decimal number below 2^128")
+    try:
+        moment = parse_time(at) if at else TIMESTAMP_MAX
+    except ValueError as error:
+        raise typer.BadParameter(f"--at {at!r}: {error}") from error
+    config = settings()
+    parameters = {
+        "sink": "postgres", "topic": config.kafka_topic(LEDGER_EVENTS.name), "id": int(account), "at": moment,
+        "shards": list(range(LEDGER_SHARDS)), "ledger": ledger,
+    }  # fmt: skip
+    try:
+        with psycopg.connect(postgres_conninfo(config, API_ROLE), row_factory=dict_row) as connection:
+            connection.read_only = True
+            rows = connection.execute(BALANCE_AT, parameters).fetchall()
+    except psycopg.Error as error:
+        raise StreambankError(f"Postgres: {error}") from error
+    if not rows:
+        raise StreambankError(f"account {account} did not exist at {at or 'this time'}, or is not visible yet")
+    if len(rows) > 1:
+        raise StreambankError(f"account {account} is in ledgers {[int(row['ledger']) for row in rows]}: give --ledger")
+    found = balance_of(rows[0], moment)
+    _store_json(json_path, found)
+    table = Table(show_header=False)
+    for name, value in found.items():
+        table.add_row(name, "now" if value == TIMESTAMP_MAX else f"{value:,}" if "account" not in name else str(value))
+    Console(stderr=str(json_path) == "-").print(table)
+
+
+def _print_rebuild(found: Rebuild, *, stderr: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=stderr, width=None if sys.stdout.isatty() else 140)
+    table = Table("table", "live rows", "rebuilt rows", "missing", "too many", "differing", "")
+    for part in found.tables:
+        table.add_row(
+            part.table, f"{part.live:,}", f"{part.rebuilt:,}", f"{part.missing:,}", f"{part.surplus:,}",
+            f"{part.differing:,}", "[green]ok" if part.ok else f"[red]differs[/] {part.example}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"{found.frames:,} frames ({found.repeated:,} repeated, {found.set_aside:,} records and events set aside) "
+        f"in schema {found.schema}",
+        highlight=False,
+    )
 
 
 def _print_chains(chains: Sequence[ShardChain], *, stderr: bool) -> None:

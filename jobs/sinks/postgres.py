@@ -134,14 +134,15 @@ class _Rehearsed(Exception):  # noqa: N818 - leaves a transaction, is no error
 
 
 class PostgresSink(Sink):
-    """See the module."""
+    """See the module. ``schema`` is that of the tables; another than the live one holds a rebuild."""
 
     name: ClassVar[str] = "postgres"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 0
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, schema: str = "public") -> None:
         super().__init__()
+        self._schema = schema
         self._conninfo = postgres_conninfo(settings, SINK_ROLE)
         self._topic_name = settings.kafka_topic(self.topic.name)
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -272,7 +273,7 @@ class PostgresSink(Sink):
             autocommit=True,
             application_name=f"streambank-sink-{self.name}",
             options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-            " -c idle_in_transaction_session_timeout=60000",
+            f" -c idle_in_transaction_session_timeout=60000 -c search_path={self._schema}",
         )
         await connection.execute(
             f"CREATE TEMPORARY TABLE account_changes ({CHANGES.definitions}) ON COMMIT DELETE ROWS"

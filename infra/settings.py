@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,6 +48,9 @@ class Settings(BaseSettings):
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
     valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")
     cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
+    postgres_locking: Literal["optimistic", "pessimistic"] = Field(
+        "optimistic", description="How writers that share accounts in Postgres keep out of each other's way."
+    )
 
     @property
     def kafka_bootstrap(self) -> str:

@@ -4,6 +4,10 @@ One transaction per batch holds the rows, the balances and the position, so they
 is locked first and compared with the one the batch starts from: of two sinks that both believe to own a shard, the
 later one finds the position moved, and drops what the other has applied. A row that is already there is therefore not
 a repeat but an alarm.
+
+An operator's repair (`streambank dlq replay`) may change the same accounts meanwhile. What happens then is the setting
+``STREAMBANK_POSTGRES_LOCKING``: ``optimistic`` changes a row only if it holds nothing newer, and starts the batch anew
+after a deadlock; ``pessimistic`` locks the rows in the order of their keys before it changes them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import psycopg
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
 from jobs.sinks import ledger_rows as ledger
+from jobs.sinks.account_locking import Locking
 from jobs.sinks.base import (
     Addition,
     Position,
@@ -123,9 +128,16 @@ _POSITIONS: Final = """
 _UPDATE: Final = """
     UPDATE accounts SET debits_pending = changed.debits_pending, debits_posted = changed.debits_posted,
         credits_pending = changed.credits_pending, credits_posted = changed.credits_posted, flags = changed.flags,
-        sequence = changed.sequence, event_index = changed.event_index
+        sequence = changed.sequence, event_index = changed.event_index, version = accounts.version + 1
     FROM account_changes AS changed
     WHERE accounts.shard = changed.shard AND accounts.id = changed.id
+"""
+_UNLESS_NEWER: Final = """
+        AND (accounts.sequence, accounts.event_index) <= (changed.sequence, changed.event_index)
+"""
+_LOCK: Final = """
+    SELECT FROM accounts JOIN account_changes USING (shard, id) ORDER BY accounts.shard, accounts.id
+    FOR UPDATE OF accounts
 """
 
 
@@ -143,6 +155,7 @@ class PostgresSink(Sink):
     def __init__(self, settings: Settings, *, schema: str = "public") -> None:
         super().__init__()
         self._schema = schema
+        self._locking = Locking(settings.postgres_locking)
         self._conninfo = postgres_conninfo(settings, SINK_ROLE)
         self._topic_name = settings.kafka_topic(self.topic.name)
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -209,6 +222,8 @@ class PostgresSink(Sink):
                 )
                 if missing := await unknown.fetchall():
                     raise Refused("account_unknown", f"shard {shard} has no account {missing[0][0]}")
+                if self._locking is Locking.PESSIMISTIC:
+                    await connection.execute(_LOCK)
                 await connection.execute(
                     _UPDATE + "AND (accounts.sequence, accounts.event_index) < (changed.sequence, changed.event_index)"
                 )
@@ -249,9 +264,18 @@ class PostgresSink(Sink):
             return
         await _copy(connection, "account_changes", CHANGES, changes)
         # Not prepared: a generic plan made for few changes would be kept for many.
-        cursor = await connection.execute(_UPDATE, prepare=False)
+        if self._locking is Locking.PESSIMISTIC:
+            await connection.execute(_LOCK, prepare=False)
+        cursor = await connection.execute(_UPDATE + _UNLESS_NEWER, prepare=False)
         if cursor.rowcount != len(changes):
-            raise Refused("account_unknown", f"{len(changes) - cursor.rowcount} account(s) of transfers do not exist")
+            missing = len(changes) - cursor.rowcount
+            newer = await connection.execute(
+                "SELECT count(*) FROM accounts JOIN account_changes AS changed USING (shard, id)"
+                " WHERE (accounts.sequence, accounts.event_index) > (changed.sequence, changed.event_index)"
+            )
+            if found := (await newer.fetchone() or (0,))[0]:
+                raise SequenceBroken(f"{found} account(s) are newer than the events: something else wrote to them")
+            raise Refused("account_unknown", f"{missing} account(s) of transfers do not exist")
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

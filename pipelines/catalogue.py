@@ -94,9 +94,17 @@ LEDGER_DEAD_LETTERS: Final = Topic(
     writers="many producers",
     doc="Records and events that the ledger job or its sinks set aside.",
 )
+LEDGER_TOTALS: Final = Topic(
+    "ledger.totals",
+    partitions=LEDGER_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="ledger_totals",
+    writers="one job",
+    doc="Running totals per account, ledger and code in hourly and daily windows.",
+)
 
 TOPICS: Final[dict[str, Topic]] = {
-    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS)
+    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS, LEDGER_TOTALS)
 }
 
 
@@ -130,5 +138,16 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=LEDGER_SHARDS,
         max_frame_events=2_000,
         doc="Double-entry ledger: accounts and transfers with limits, idempotent by id.",
+    ),
+    "ledger_totals": Pipeline(
+        "ledger_totals",
+        kernel="pipelines.ledger_totals.kernel:LedgerTotalsKernel",
+        inputs=(LEDGER_EVENTS,),
+        outputs=(LEDGER_TOTALS,),
+        replies=LEDGER_TOTALS,
+        dead_letters=LEDGER_DEAD_LETTERS,
+        shards=LEDGER_SHARDS,
+        max_frame_events=2_500,
+        doc="Totals per account, ledger and code in hourly and daily windows.",
     ),
 }

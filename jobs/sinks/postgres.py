@@ -38,7 +38,7 @@ from pipelines.avro_schema import EventType
 from pipelines.catalogue import LEDGER_EVENTS, Topic
 from pipelines.frames import Events, Rows
 
-__all__ = ["PostgresSink"]
+__all__ = ["PostgresSink", "copy_rows"]
 
 STATEMENT_TIMEOUT_MS: Final = 60_000
 LOCK_TIMEOUT_MS: Final = 20_000
@@ -151,6 +151,8 @@ class PostgresSink(Sink):
     name: ClassVar[str] = "postgres"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 0
+    scratch: ClassVar[tuple[str, CopyTable]] = ("account_changes", CHANGES)
+    """Temporary table of each connection, emptied at every commit."""
 
     def __init__(self, settings: Settings, *, schema: str = "public") -> None:
         super().__init__()
@@ -183,7 +185,6 @@ class PostgresSink(Sink):
             return await self._positions(connection, numbers, lock=False)
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
-        rows = ledger.gather(additions)
         first: dict[int, Position] = {}
         last: dict[int, Position] = {}
         for addition in additions:
@@ -194,13 +195,17 @@ class PostgresSink(Sink):
                 stored = await self._positions(connection, sorted(first), lock=True)
                 if moved := [partition for partition in first if stored.get(partition) != first[partition]]:
                     raise PositionMoved(moved)
-                await self._insert(connection, rows)
-                await self._set_balances(connection, ledger.account_changes(rows))
+                await self._apply_events(connection, additions)
                 if rehearse:
                     raise _Rehearsed
                 await self._store_positions(connection, list(last.values()))
         except _Rehearsed:
             pass
+
+    async def _apply_events(self, connection: psycopg.AsyncConnection[Any], additions: Sequence[Addition]) -> None:
+        rows = ledger.gather(additions)
+        await self._insert(connection, rows)
+        await self._set_balances(connection, ledger.account_changes(rows))
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
         rows = ledger.with_place(events, shard, sequence, np.array(kept, np.int64))
@@ -211,12 +216,12 @@ class PostgresSink(Sink):
                     await connection.execute(
                         f"CREATE TEMPORARY TABLE reapplied_{name} ({table.definitions}) ON COMMIT DROP"
                     )
-                    await _copy(connection, f"reapplied_{name}", table, chosen)
+                    await copy_rows(connection, f"reapplied_{name}", table, chosen)
                     await connection.execute(
                         f"INSERT INTO {name} ({table.names}) SELECT * FROM reapplied_{name} ON CONFLICT DO NOTHING"  # noqa: S608
                     )
             if len(changes):
-                await _copy(connection, "account_changes", CHANGES, changes)
+                await copy_rows(connection, "account_changes", CHANGES, changes)
                 unknown = await connection.execute(
                     "SELECT id FROM account_changes EXCEPT SELECT id FROM accounts WHERE shard = %s", [shard]
                 )
@@ -256,13 +261,13 @@ class PostgresSink(Sink):
     async def _insert(self, connection: psycopg.AsyncConnection[Any], rows: Rows) -> None:
         for name, event_type, table in TABLES:
             if len(chosen := ledger.of_kind(rows, event_type)):
-                await _copy(connection, name, table, chosen)
+                await copy_rows(connection, name, table, chosen)
 
     async def _set_balances(self, connection: psycopg.AsyncConnection[Any], changes: Rows) -> None:
         """The events carry absolute balances: each account is set once, to its last ones."""
         if not len(changes):
             return
-        await _copy(connection, "account_changes", CHANGES, changes)
+        await copy_rows(connection, "account_changes", CHANGES, changes)
         # Not prepared: a generic plan made for few changes would be kept for many.
         if self._locking is Locking.PESSIMISTIC:
             await connection.execute(_LOCK, prepare=False)
@@ -299,13 +304,13 @@ class PostgresSink(Sink):
             options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout=60000 -c search_path={self._schema}",
         )
-        await connection.execute(
-            f"CREATE TEMPORARY TABLE account_changes ({CHANGES.definitions}) ON COMMIT DELETE ROWS"
-        )
+        name, table = self.scratch
+        await connection.execute(f"CREATE TEMPORARY TABLE {name} ({table.definitions}) ON COMMIT DELETE ROWS")
         return connection
 
 
-async def _copy(connection: psycopg.AsyncConnection[Any], name: str, table: CopyTable, rows: Rows) -> None:
+async def copy_rows(connection: psycopg.AsyncConnection[Any], name: str, table: CopyTable, rows: Rows) -> None:
+    """Rows of words into a table."""
     async with (
         connection.cursor() as cursor,
         cursor.copy(f"COPY {name} ({table.names}) FROM STDIN (FORMAT BINARY)") as copy,

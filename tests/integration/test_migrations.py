@@ -35,14 +35,14 @@ def test_postgres_from_nothing_to_head_and_again(postgres_environment: Settings)
         owner.execute("DROP DATABASE IF EXISTS not_there_yet")
     with ThreadPoolExecutor(3) as pool:  # several jobs may start with a migration
         applied = list(pool.map(migrate_postgres, [environment] * 3))
-    assert sorted(applied) == [[], [], ["0001_ledger", "0002_account_version"]]
+    assert sorted(applied) == [[], [], ["0001_ledger", "0002_account_version", "0003_ledger_totals"]]
     assert pending_postgres(environment) == []
     before = _columns(environment)
     assert {"accounts", "transfers", "sink_offsets", "dead_letters_handled"} <= {row[0] for row in before}
     downgrade_postgres(environment)
-    assert pending_postgres(environment) == ["0001_ledger", "0002_account_version"]
+    assert pending_postgres(environment) == ["0001_ledger", "0002_account_version", "0003_ledger_totals"]
     assert {row[0] for row in _columns(environment)} == {"alembic_version"}
-    assert migrate_postgres(environment) == ["0001_ledger", "0002_account_version"]
+    assert migrate_postgres(environment) == ["0001_ledger", "0002_account_version", "0003_ledger_totals"]
     assert _columns(environment) == before
 
 
@@ -114,8 +114,8 @@ def test_role_passwords_come_from_the_environment(migrated: Settings, monkeypatc
 
 def test_cassandra_from_nothing_to_head_and_again(stack: PrivateStack) -> None:
     environment = stack.environment("cassandra")
-    assert pending_cassandra(environment) == ["0001_statement_by_account_month"]
-    assert migrate_cassandra(environment) == ["0001_statement_by_account_month"]
+    assert pending_cassandra(environment) == ["0001_statement_by_account_month", "0002_ledger_totals"]
+    assert migrate_cassandra(environment) == ["0001_statement_by_account_month", "0002_ledger_totals"]
     assert migrate_cassandra(environment) == []
     assert pending_cassandra(environment) == []
     with cassandra_session(environment) as session:
@@ -125,7 +125,10 @@ def test_cassandra_from_nothing_to_head_and_again(stack: PrivateStack) -> None:
         assert [column.name for column in statement.partition_key] == ["shard", "account_id", "month"]
         assert [column.name for column in statement.clustering_key] == ["timestamp", "transfer_id"]
         session.execute("DELETE FROM schema_migrations WHERE version = 1")
-    assert migrate_cassandra(environment) == ["0001_statement_by_account_month"]  # an interrupted run is run again
+    assert migrate_cassandra(environment) == [
+        "0001_statement_by_account_month",
+        "0002_ledger_totals",
+    ]  # an interrupted run is run again
     with cassandra_session(environment) as session:
         session.execute("UPDATE schema_migrations SET checksum = 'another' WHERE version = 1")
     with pytest.raises(StreambankError, match="0001_statement_by_account_month was changed after it had been applied"):

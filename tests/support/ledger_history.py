@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infra.settings import Settings
-from jobs.sinks.base import Addition, Refusal
+from jobs.sinks.base import Addition, Refusal, Sink
 from jobs.sinks.postgres import PostgresSink
 from jobs.sinks.records import ShardOrder
 from pipelines.catalogue import LEDGER_EVENTS, LEDGER_SHARDS
@@ -105,10 +105,10 @@ def timestamps(log: EventLog) -> list[int]:
     return sorted({int(event["timestamp"]) for _, _, _, event in log.events()})
 
 
-async def project(config: Settings, log: EventLog) -> None:
-    """Apply the log's records to Postgres through the sink's own writer, as if they lay in the topic from offset 0."""
-    codec = codec_of(LEDGER_EVENTS.name)
-    sink = PostgresSink(config)
+async def project(config: Settings, log: EventLog, kind: type[Sink] = PostgresSink) -> None:
+    """Apply the log's records to a store through the sink's own writer, as if they lay in its topic from offset 0."""
+    codec = codec_of(kind.topic.name)
+    sink: Sink = kind(config)  # type: ignore[call-arg]
 
     async def refuse(addition: Addition, refusals: Sequence[Refusal]) -> None:
         raise AssertionError(refusals)

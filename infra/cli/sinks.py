@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         web_port: Annotated[
             int | None,
             typer.Option(
-                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT, plus 1, 2, 3 for the later ones.",
+                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT, plus 1, 2, 3 for later ones.",
                 envvar="STREAMBANK_SINK_WEB_PORT",
             ),
         ] = None,

@@ -50,12 +50,12 @@ TOTALS: Final = CopyTable(
     Column("code", INT4, _WORD["code"]),
     Column("debits", U128, _WORD["debits"]),
     Column("credits", U128, _WORD["credits"]),
-    Column("entries", INT8, _WORD["entries"]),
+    Column("entry_count", INT8, _WORD["entries"]),
     Column("opening_debits", U128, _WORD["opening_debits"]),
     Column("opening_credits", U128, _WORD["opening_credits"]),
     Column("sequence", INT8, _SEQUENCE),
 )
-_VALUES: Final = ("debits", "credits", "entries", "opening_debits", "opening_credits", "sequence")
+_VALUES: Final = ("debits", "credits", "entry_count", "opening_debits", "opening_credits", "sequence")
 _UPSERT: Final = f"""
     INSERT INTO ledger_totals ({TOTALS.names})
     SELECT shard, (%(groupings)s::text[])[total_of + 1], (%(sizes)s::text[])[window_size + 1], window_start, account_id,
@@ -117,7 +117,7 @@ _CQL_COLUMNS: Final = (
     ("window_start", BIGINT, [_WORD["start"]]),
     ("debits", VARINT_U128, [_WORD["debits"], _WORD["debits"] + 1]),
     ("credits", VARINT_U128, [_WORD["credits"], _WORD["credits"] + 1]),
-    ("entries", BIGINT, [_WORD["entries"]]),
+    ("entry_count", BIGINT, [_WORD["entries"]]),
     ("opening_debits", VARINT_U128, [_WORD["opening_debits"], _WORD["opening_debits"] + 1]),
     ("opening_credits", VARINT_U128, [_WORD["opening_credits"], _WORD["opening_credits"] + 1]),
     ("sequence", BIGINT, [_SEQUENCE]),
@@ -133,9 +133,11 @@ class CassandraTotalsSink(CassandraSink):
     name: ClassVar[str] = "cassandra-totals"
     topic: ClassVar[Topic] = LEDGER_TOTALS
     web_port_offset: ClassVar[int] = 3
-    insert: ClassVar[str] = (
-        f"INSERT INTO {{keyspace}}.ledger_totals ({', '.join(_CQL_NAMES)})"
-        f" VALUES ({', '.join('?' * len(_CQL_NAMES))}) USING TIMESTAMP ?"  # noqa: S608 - names of this module
+    insert: ClassVar[str] = " ".join(
+        [
+            "INSERT INTO {keyspace}.ledger_totals",
+            f"({', '.join(_CQL_NAMES)}) VALUES ({', '.join('?' * len(_CQL_NAMES))}) USING TIMESTAMP ?",
+        ]
     )
 
     def _values(self, additions: Sequence[Addition]) -> list[list[bytes]]:

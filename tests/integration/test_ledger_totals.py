@@ -42,7 +42,7 @@ FROM windows
 WINDOW before AS (PARTITION BY shard, total_of, account_id, ledger, code, size ORDER BY start)
 """
 COLUMNS: LiteralString = (
-    "shard, total_of, account_id, ledger, code, window_size, window_start, debits, credits, entries,"
+    "shard, total_of, account_id, ledger, code, window_size, window_start, debits, credits, entry_count,"
     " opening_debits, opening_credits"
 )
 

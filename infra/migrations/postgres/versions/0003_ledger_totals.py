@@ -18,7 +18,7 @@ CREATE TABLE ledger_totals (
     code             integer        NOT NULL,
     debits           numeric(39, 0) NOT NULL,
     credits          numeric(39, 0) NOT NULL,
-    entries          bigint         NOT NULL,
+    entry_count          bigint         NOT NULL,
     opening_debits   numeric(39, 0) NOT NULL,
     opening_credits  numeric(39, 0) NOT NULL,
     closing_debits   numeric(39, 0) GENERATED ALWAYS AS (opening_debits + debits) STORED,
@@ -32,7 +32,7 @@ COMMENT ON TABLE ledger_totals IS
 COMMENT ON COLUMN ledger_totals.window_start IS 'Nanoseconds since the epoch.';
 COMMENT ON COLUMN ledger_totals.account_id IS 'Of totals of an account; else 0.';
 COMMENT ON COLUMN ledger_totals.code IS 'Of totals of a code; else 0.';
-COMMENT ON COLUMN ledger_totals.entries IS 'Transfers that posted in the window.';
+COMMENT ON COLUMN ledger_totals.entry_count IS 'Transfers that posted in the window.';
 COMMENT ON COLUMN ledger_totals.sequence IS 'Sequence of the ledger.totals frame that brought the row.';
 GRANT SELECT, INSERT, UPDATE ON ledger_totals TO streambank_sink;
 GRANT SELECT ON ledger_totals TO streambank_api;

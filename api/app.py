@@ -60,6 +60,13 @@ START_PATIENCE_SECONDS: Final = 5.0
 READY_CHECK_SECONDS: Final = 1.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
+SEARCHED: Final = {
+    "code": 2**16 - 1,
+    "user_data_128": 2**128 - 1,
+    "user_data_64": 2**64 - 1,
+    "user_data_32": 2**32 - 1,
+}
+"""What transfers are found by, with the largest value."""
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -204,6 +211,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
+    app.router.add_get("/v1/transfers", _search)
     app.router.add_get("/v1/transfers/{id}", _transfer)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
@@ -307,6 +315,20 @@ async def _balance(request: web.Request) -> web.StreamResponse:
         id_, ledger, sequence, wait = _read_parameters(request, worker, "at")
         at = _time(request, "at", TIMESTAMP_MAX)
         return _json(await worker.queries.balance(id_, ledger, at, sequence, wait), headers)
+
+
+async def _search(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        _known_parameters(request, "ledger", *SEARCHED, "since", "until", "limit")
+        ledger = _number(request, "ledger", 0, 2**32 - 1, None)
+        if ledger is None:
+            raise _bad_parameter("ledger", "is needed", "nothing")
+        filters = {name: _number(request, name, 1, maximum, None) for name, maximum in SEARCHED.items()}
+        if all(value is None for value in filters.values()):
+            raise _bad_parameter("code", f"or one of {', '.join(list(SEARCHED)[1:])} is needed", "none")
+        limit = _number(request, "limit", 1, MAX_PAGE, DEFAULT_PAGE) or DEFAULT_PAGE
+        since, until = _time(request, "since", 0), _time(request, "until", TIMESTAMP_MAX)
+        return _json(await worker.queries.search(ledger, filters, since, until, limit), headers)
 
 
 async def _statement(request: web.Request) -> web.StreamResponse:

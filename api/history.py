@@ -14,24 +14,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, LiteralString
 
-__all__ = ["BALANCE_AT", "TIMESTAMP_MAX", "balance_of", "parse_time"]
+__all__ = ["BALANCE_AT", "SEARCH", "STATEMENT", "TIMESTAMP_MAX", "balance_of", "parse_time"]
 
 TIMESTAMP_MAX: Final = 2**63 - 1
 
-BALANCE_AT: Final[LiteralString] = """
-SELECT a.shard, a.id, a.ledger, a.code, a.timestamp AS opened_at, e.*,
-       coalesce((SELECT max(o.sequence) FROM sink_offsets o
-                 WHERE o.sink = %(sink)s AND o.topic = %(topic)s AND o.partition = a.shard), 0) AS reflected
-FROM accounts a
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(pending) FILTER (WHERE debit), 0) AS debits_pending,
-           coalesce(sum(posted) FILTER (WHERE debit), 0) AS debits_posted,
-           coalesce(sum(pending) FILTER (WHERE NOT debit), 0) AS credits_pending,
-           coalesce(sum(posted) FILTER (WHERE NOT debit), 0) AS credits_posted,
-           count(*) AS entries, max(last) AS last_entry_at
-    FROM (
+_EFFECTS: Final[LiteralString] = """
         -- flags: 2 pending, 4 post_pending_transfer, 8 void_pending_transfer
-        SELECT t.debit, t.timestamp AS last,
+        SELECT t.debit, 'transfer' AS entry, t.id AS transfer_id, t.timestamp, t.amount, t.code, t.flags, t.pending_id,
+               t.user_data_128, t.user_data_64, t.user_data_32, t.sequence,
+               CASE WHEN t.debit THEN t.credit_account_id ELSE t.debit_account_id END AS counterparty_account_id,
                CASE WHEN t.flags & 2 <> 0 THEN t.amount
                     WHEN t.flags & 12 <> 0
                     THEN -(SELECT p.amount FROM transfers p WHERE p.shard = t.shard AND p.id = t.pending_id)
@@ -43,7 +34,8 @@ CROSS JOIN LATERAL (
               SELECT false, c.* FROM transfers c
               WHERE c.shard = a.shard AND c.credit_account_id = a.id AND c.timestamp <= %(at)s) AS t
         UNION ALL
-        SELECT side.debit, x.timestamp, -x.amount, 0
+        SELECT side.debit, 'expiry', x.pending_id, x.timestamp, x.amount, x.code, 0, x.pending_id, 0, 0, 0, x.sequence,
+               CASE WHEN side.debit THEN x.credit_account_id ELSE x.debit_account_id END, -x.amount, 0
         FROM (SELECT true AS debit, d.id FROM transfers d
               WHERE d.shard = a.shard AND d.debit_account_id = a.id AND d.timestamp <= %(at)s AND d.flags & 2 <> 0
                 AND d.timeout <> 0
@@ -52,13 +44,61 @@ CROSS JOIN LATERAL (
               WHERE c.shard = a.shard AND c.credit_account_id = a.id AND c.timestamp <= %(at)s AND c.flags & 2 <> 0
                 AND c.timeout <> 0) AS side
         JOIN transfer_expiries x ON x.shard = a.shard AND x.pending_id = side.id AND x.timestamp <= %(at)s
-    ) AS effects
+"""
+"""What each entry of account ``a`` up to ``at`` does to its balances."""
+
+BALANCE_AT: Final[LiteralString] = """
+SELECT a.shard, a.id, a.ledger, a.code, a.timestamp AS opened_at, e.*,
+       coalesce((SELECT max(o.sequence) FROM sink_offsets o
+                 WHERE o.sink = %(sink)s AND o.topic = %(topic)s AND o.partition = a.shard), 0) AS reflected
+FROM accounts a
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(pending) FILTER (WHERE debit), 0) AS debits_pending,
+           coalesce(sum(posted) FILTER (WHERE debit), 0) AS debits_posted,
+           coalesce(sum(pending) FILTER (WHERE NOT debit), 0) AS credits_pending,
+           coalesce(sum(posted) FILTER (WHERE NOT debit), 0) AS credits_posted,
+           count(*) AS entries, max(timestamp) AS last_entry_at
+    FROM (:effects) AS effects
 ) AS e
 WHERE a.id = %(id)s AND a.shard = ANY(%(shards)s) AND (%(ledger)s::bigint IS NULL OR a.ledger = %(ledger)s)
   AND a.timestamp <= %(at)s
 ORDER BY a.ledger
-"""
+""".replace(":effects", _EFFECTS)
 """Parameters: sink, topic, id, shards, ledger (or null), at. No row for an account that did not exist at the time."""
+
+STATEMENT: Final[LiteralString] = """
+SELECT e.* FROM accounts a
+CROSS JOIN LATERAL (
+    SELECT timestamp, entry, transfer_id, CASE WHEN debit THEN 'debit' ELSE 'credit' END AS direction,
+           counterparty_account_id, amount, code, flags, pending_id, user_data_128, user_data_64, user_data_32,
+           coalesce(sum(pending) FILTER (WHERE debit) OVER running, 0) AS debits_pending,
+           coalesce(sum(posted) FILTER (WHERE debit) OVER running, 0) AS debits_posted,
+           coalesce(sum(pending) FILTER (WHERE NOT debit) OVER running, 0) AS credits_pending,
+           coalesce(sum(posted) FILTER (WHERE NOT debit) OVER running, 0) AS credits_posted,
+           sequence
+    FROM (:effects) AS effects
+    WINDOW running AS (ORDER BY timestamp, entry DESC, transfer_id ROWS UNBOUNDED PRECEDING)
+) AS e
+WHERE a.id = %(id)s AND a.shard = ANY(%(shards)s) AND (%(ledger)s::bigint IS NULL OR a.ledger = %(ledger)s)
+  AND e.timestamp >= %(since)s
+ORDER BY e.timestamp, e.entry DESC, e.transfer_id
+""".replace(":effects", _EFFECTS)
+"""The entries from ``since`` to ``at``, oldest first, each with the running balances after it, which begin with the
+account. Parameters as of `BALANCE_AT`, and since; the account must be in one ledger only, or ledger be given."""
+
+SEARCH: Final[LiteralString] = """
+SELECT * FROM transfers
+WHERE shard = %(shard)s AND ledger = %(ledger)s
+  AND (%(code)s::integer IS NULL OR code = %(code)s)
+  AND (%(user_data_128)s::numeric IS NULL OR (user_data_128 = %(user_data_128)s AND user_data_128 <> 0))
+  AND (%(user_data_64)s::numeric IS NULL OR (user_data_64 = %(user_data_64)s AND user_data_64 <> 0))
+  AND (%(user_data_32)s::bigint IS NULL OR (user_data_32 = %(user_data_32)s AND user_data_32 <> 0))
+  AND timestamp BETWEEN %(since)s AND %(until)s
+ORDER BY timestamp DESC
+LIMIT %(limit)s
+"""
+"""Transfers of a ledger by code and user data, newest first. Timestamps are unique in a shard: the next page ends
+before the last one's last. Executed unprepared, so that only the conditions given are planned for."""
 
 _BALANCES: Final = ("debits_pending", "debits_posted", "credits_pending", "credits_posted")
 _NANOSECONDS: Final = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)

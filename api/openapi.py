@@ -58,7 +58,10 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
         ],
         "paths": {
             "/v1/accounts": {"post": _write("createAccounts", "Create accounts", ["CreateAccount"])},
-            "/v1/transfers": {"post": _write("createTransfers", "Create transfers", ["CreateTransfer"])},
+            "/v1/transfers": {
+                "get": _search(),
+                "post": _write("createTransfers", "Create transfers", ["CreateTransfer"]),
+            },
             "/v1/ledger/events": {
                 "post": _write("createEvents", "Send accounts and transfers in one order", [
                     kind.name for kind in commands.event_types
@@ -225,6 +228,13 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
             },
             "A transfer as applied.",
         ),
+        "Transfers": _object(
+            {
+                "transfers": {"type": "array", "items": {"$ref": "#/components/schemas/Transfer"}},
+                "next_until": {"oneOf": [INTEGER, {"type": "null"}], "description": "`until` of the next page."},
+            },
+            "A page of transfers, newest first.",
+        ),
         "Statement": _object(
             {
                 "account_id": INTEGER,
@@ -375,6 +385,23 @@ def _statement() -> dict[str, Any]:
          "description": "UTC month; the current one by default."},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next_cursor`."},
+    ]  # fmt: skip
+    return operation
+
+
+def _search() -> dict[str, Any]:
+    operation = _read("findTransfers", "Transfers of a ledger by code and user data, newest first", "Transfers")
+    number = {"type": "string", "pattern": "^[1-9][0-9]{0,38}$"}
+    operation["parameters"] = [
+        {**_ledger(), "required": True},
+        *(
+            {"name": name, "in": "query", "schema": number, "description": "At least one of these four is needed."}
+            for name in ("code", "user_data_128", "user_data_64", "user_data_32")
+        ),
+        {"name": "since", "in": "query", "schema": {"type": "string"}, "description": "RFC 3339 or nanoseconds."},
+        {"name": "until", "in": "query", "schema": {"type": "string"},
+         "description": "RFC 3339 or nanoseconds, inclusive; for the next page `next_until`."},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ]  # fmt: skip
     return operation
 

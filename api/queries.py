@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
-from api.history import BALANCE_AT, balance_of
+from api.history import BALANCE_AT, SEARCH, balance_of
 from api.logs import log
 from api.metrics import count
 from api.problems import Problem
@@ -167,6 +167,20 @@ class Queries:
         row = self._one("account", account_id, await self._find(BALANCE_AT, account_id, ledger, readers=readers, at=at))
         return {name: json_integer(value) for name, value in balance_of(row, at).items()}
 
+    async def search(
+        self, ledger: int, filters: Mapping[str, int | None], since: int, until: int, limit: int
+    ) -> dict[str, Any]:
+        """One page of a ledger's transfers with the given code and user data (None: any), newest first, from ``since``
+        to ``until`` (nanoseconds, inclusive), with the ``until`` of the next page or null."""
+        place = {"shard": ledger_shard(ledger), "ledger": ledger, "since": since, "until": until}
+        parameters = {**place, **filters, "limit": limit + 1}
+        rows = await self._postgres(SEARCH, parameters)
+        following = int(rows[limit - 1]["timestamp"]) - 1 if len(rows) > limit else None
+        return {
+            "transfers": [self._transfer(row) for row in rows[:limit]],
+            "next_until": json_integer(following) if following is not None else None,
+        }
+
     async def statement(
         self, account_id: int, ledger: int | None, month: int, limit: int, cursor: Cursor | None
     ) -> dict[str, Any]:
@@ -260,7 +274,9 @@ class Queries:
 
     async def _ask(self, store: str, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         async with self._guard(store), asyncio.timeout(self._timeout), self._pools[store].connection() as connection:
-            return await (await connection.execute(query, parameters)).fetchall()
+            # a search is planned for the conditions given; the rest are the same whatever is asked
+            prepare = False if query is SEARCH else None
+            return await (await connection.execute(query, parameters, prepare=prepare)).fetchall()
 
     @asynccontextmanager
     async def _guard(self, store: str) -> AsyncIterator[None]:

@@ -193,6 +193,76 @@ def balance(
     Console(stderr=str(json_path) == "-").print(table)
 
 
+@group.command()
+def statement(
+    account: Annotated[str, typer.Argument(help="Account id, decimal.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File to write: .csv or .parquet; - for CSV on standard output.",
+            dir_okay=False,
+            envvar="STREAMBANK_LEDGER_OUT",
+        ),
+    ] = Path("-"),
+    since: Annotated[
+        str, typer.Option(help="First moment, RFC 3339 or nanoseconds since 1970.", envvar="STREAMBANK_LEDGER_SINCE")
+    ] = "0",
+    until: Annotated[
+        str, typer.Option(help="Last moment, inclusive; the newest if not given.", envvar="STREAMBANK_LEDGER_UNTIL")
+    ] = "",
+    ledger: Annotated[
+        int | None,
+        typer.Option(min=0, help="Its ledger, if the id is in several.", envvar="STREAMBANK_LEDGER_NUMBER"),
+    ] = None,
+) -> None:
+    """Export an account's statement from Postgres: every entry, oldest first, with the running balances after it.
+
+    Integers of 128 bits are text in Parquet, so that nothing is rounded.
+    """  # fmt: skip
+    from contextlib import closing
+
+    import psycopg
+    from psycopg.rows import dict_row
+
+    from api.history import STATEMENT, TIMESTAMP_MAX, parse_time
+    from api.statement_files import write_csv, write_parquet
+    from infra.settings import settings
+    from infra.stores import API_ROLE, postgres_conninfo
+    from pipelines.catalogue import LEDGER_SHARDS
+    from pipelines.errors import StreambankError
+
+    if out.suffix not in (".csv", ".parquet") and str(out) != "-":
+        raise typer.BadParameter(f"--out {out}: .csv or .parquet")
+    if not account.isascii() or not account.isdecimal() or int(account) >= 2**128:
+        raise typer.BadParameter(f"{account!r} is not a decimal number below 2^128")
+    try:
+        moments = {"since": parse_time(since), "at": parse_time(until) if until else TIMESTAMP_MAX}
+    except ValueError as error:
+        raise typer.BadParameter(f"--since {since!r} --until {until!r}: {error}") from error
+    config = settings()
+    place = {"id": int(account), "shards": list(range(LEDGER_SHARDS)), "ledger": ledger}
+    try:
+        with psycopg.connect(
+            postgres_conninfo(config, API_ROLE, replica=config.postgres_replica), row_factory=dict_row
+        ) as connection:
+            connection.read_only = True
+            ledgers = connection.execute(
+                "SELECT ledger FROM accounts WHERE id = %(id)s AND (%(ledger)s::bigint IS NULL OR ledger = %(ledger)s)",
+                place,
+            ).fetchall()
+            if len(ledgers) != 1:
+                found = [int(row["ledger"]) for row in ledgers]
+                raise StreambankError(f"account {account} is in ledgers {found}: give --ledger with one of them")
+            with closing(connection.cursor(name="statement")) as cursor:
+                cursor.itersize = 10_000
+                cursor.execute(STATEMENT, {**place, **moments})
+                count = (write_parquet if out.suffix == ".parquet" else write_csv)(cursor, out)
+    except psycopg.Error as error:
+        raise StreambankError(f"Postgres: {error}") from error
+    if str(out) != "-":
+        typer.echo(f"{count:,} entries in {out}")
+
+
 def _print_rebuild(found: Rebuild, *, stderr: bool) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import random
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 from psycopg.rows import dict_row
 
 from api.history import BALANCE_AT, TIMESTAMP_MAX, balance_of
+from api.queries import Queries
 from infra.settings import Settings
 from infra.stores import API_ROLE, postgres_conninfo
 from jobs.ledger_chain import export, verify_files, verify_topic
@@ -163,3 +166,74 @@ def test_balance_command(environment: Settings, log: EventLog) -> None:
     early = command(environment, "balance", "2", "--ledger", str(LEDGER_SHARDS), "--at", "2001-01-01")
     assert (early.returncode, "did not exist" in early.stderr) == (1, True)
     assert command(environment, "balance", "2", "--at", "noon").returncode == 2
+
+
+def fold(log: EventLog, shard: int, account: int) -> list[dict[str, Any]]:
+    """The statement of an account: its entries in the order of their timestamps, with the balances after each."""
+    found = []
+    for at in timestamps(log):
+        for where, _, _, event in log.events():
+            touched = {event.get("debit_account_id"), event.get("credit_account_id")}
+            if where == shard and int(event["timestamp"]) == at and touched & {account, str(account)}:
+                found.append({"timestamp": at, "amount": int(event["amount"]), **balances_at(log, at)[shard, account]})
+    return found
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_statement_export_has_every_entry_with_the_running_balance(
+    environment: Settings, log: EventLog, tmp_path: Path, suffix: str
+) -> None:
+    expected = fold(EventLog(log.records[:-2]), 0, 2)
+    path = tmp_path / f"statement.{suffix}"
+    since = expected[3]["timestamp"]
+    done = command(
+        environment, "statement", "2", "--ledger", str(LEDGER_SHARDS), "--since", str(since), "--out", str(path)
+    )
+    assert done.returncode == 0, done.stderr
+    if suffix == "csv":
+        with path.open(newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table(path).to_pylist()
+    assert len(rows) == len(expected) - 3 > 5
+    assert [{name: int(row[name]) for name in expected[0]} for row in rows] == expected[3:]
+    assert {row["direction"] for row in rows} == {"debit", "credit"}
+
+
+def test_search_by_code_and_user_data_in_pages(environment: Settings, log: EventLog) -> None:
+    transfers = sorted(
+        (
+            event
+            for shard, _, _, event in EventLog(log.records[:-2]).events()
+            if shard == 1 and event["type"] == "TransferCreated"
+        ),
+        key=lambda event: -int(event["timestamp"]),
+    )
+    names = ("code", "user_data_128", "user_data_64", "user_data_32")
+
+    async def search(limit: int, since: int = 0, **wanted: int) -> list[int]:
+        queries = Queries(environment, timeout=5.0, account_flags=(), transfer_flags=())
+        pool = queries._pools["postgres"]
+        await pool.open()
+        try:
+            found: list[int] = []
+            until: int | None = TIMESTAMP_MAX
+            while until is not None:
+                filters = {name: wanted.get(name) for name in names}
+                page = await queries.search(LEDGER_SHARDS + 1, filters, since, until, limit)
+                assert len(page["transfers"]) <= limit
+                found += [int(transfer["id"]) for transfer in page["transfers"]]
+                until = None if page["next_until"] is None else int(page["next_until"])
+            return found
+        finally:
+            await pool.close()
+
+    for wanted in ({"code": 7}, {"user_data_64": 3}, {"code": 2, "user_data_64": 1}):
+        expected = [
+            int(event["id"]) for event in transfers if all(int(event[name]) == value for name, value in wanted.items())
+        ]
+        assert len(expected) > 1
+        assert asyncio.run(search(2, **wanted)) == asyncio.run(search(1_000, **wanted)) == expected
+    middle = int(transfers[len(transfers) // 2]["timestamp"])
+    expected = [int(e["id"]) for e in transfers if int(e["code"]) == 7 and int(e["timestamp"]) >= middle]
+    assert asyncio.run(search(3, since=middle, code=7)) == expected

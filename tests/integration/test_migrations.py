@@ -35,14 +35,28 @@ def test_postgres_from_nothing_to_head_and_again(postgres_environment: Settings)
         owner.execute("DROP DATABASE IF EXISTS not_there_yet")
     with ThreadPoolExecutor(3) as pool:  # several jobs may start with a migration
         applied = list(pool.map(migrate_postgres, [environment] * 3))
-    assert sorted(applied) == [[], [], ["0001_ledger", "0002_account_version", "0003_ledger_totals"]]
+    assert sorted(applied) == [
+        [],
+        [],
+        ["0001_ledger", "0002_account_version", "0003_ledger_totals", "0004_transfer_search"],
+    ]
     assert pending_postgres(environment) == []
     before = _columns(environment)
     assert {"accounts", "transfers", "sink_offsets", "dead_letters_handled"} <= {row[0] for row in before}
     downgrade_postgres(environment)
-    assert pending_postgres(environment) == ["0001_ledger", "0002_account_version", "0003_ledger_totals"]
+    assert pending_postgres(environment) == [
+        "0001_ledger",
+        "0002_account_version",
+        "0003_ledger_totals",
+        "0004_transfer_search",
+    ]
     assert {row[0] for row in _columns(environment)} == {"alembic_version"}
-    assert migrate_postgres(environment) == ["0001_ledger", "0002_account_version", "0003_ledger_totals"]
+    assert migrate_postgres(environment) == [
+        "0001_ledger",
+        "0002_account_version",
+        "0003_ledger_totals",
+        "0004_transfer_search",
+    ]
     assert _columns(environment) == before
 
 

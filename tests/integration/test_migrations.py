@@ -134,15 +134,17 @@ def test_cassandra_from_nothing_to_head_and_again(stack: PrivateStack) -> None:
     assert pending_cassandra(environment) == []
     with cassandra_session(environment) as session:
         keyspace = session.cluster.metadata.keyspaces[environment.cassandra_keyspace]
-        assert set(keyspace.tables) == {"schema_migrations", "sink_offsets", "statement_by_account_month"}
+        assert set(keyspace.tables) == {
+            "schema_migrations",
+            "sink_offsets",
+            "statement_by_account_month",
+            "ledger_totals",
+        }
         statement = keyspace.tables["statement_by_account_month"]
         assert [column.name for column in statement.partition_key] == ["shard", "account_id", "month"]
         assert [column.name for column in statement.clustering_key] == ["timestamp", "transfer_id"]
         session.execute("DELETE FROM schema_migrations WHERE version = 1")
-    assert migrate_cassandra(environment) == [
-        "0001_statement_by_account_month",
-        "0002_ledger_totals",
-    ]  # an interrupted run is run again
+    assert migrate_cassandra(environment) == ["0001_statement_by_account_month"]  # an interrupted run is run again
     with cassandra_session(environment) as session:
         session.execute("UPDATE schema_migrations SET checksum = 'another' WHERE version = 1")
     with pytest.raises(StreambankError, match="0001_statement_by_account_month was changed after it had been applied"):

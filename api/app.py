@@ -27,6 +27,7 @@ from api.batching import Batcher
 from api.clients import ClientStore
 from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
+from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import Ingest, WriteRoute, preferred_wait
 from api.keys import KeyStore
@@ -59,6 +60,13 @@ START_PATIENCE_SECONDS: Final = 5.0
 READY_CHECK_SECONDS: Final = 1.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
+SEARCHED: Final = {
+    "code": 2**16 - 1,
+    "user_data_128": 2**128 - 1,
+    "user_data_64": 2**64 - 1,
+    "user_data_32": 2**32 - 1,
+}
+"""What transfers are found by, with the largest value."""
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -202,6 +210,8 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
         app.router.add_post(route.path, partial(_write, route))
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
+    app.router.add_get("/v1/accounts/{id}/balance", _balance)
+    app.router.add_get("/v1/transfers", _search)
     app.router.add_get("/v1/transfers/{id}", _transfer)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
@@ -300,6 +310,27 @@ async def _transfer(request: web.Request) -> web.StreamResponse:
         return _json(await worker.queries.transfer(id_, ledger, sequence, wait), headers)
 
 
+async def _balance(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        id_, ledger, sequence, wait = _read_parameters(request, worker, "at")
+        at = _time(request, "at", TIMESTAMP_MAX)
+        return _json(await worker.queries.balance(id_, ledger, at, sequence, wait), headers)
+
+
+async def _search(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        _known_parameters(request, "ledger", *SEARCHED, "since", "until", "limit")
+        ledger = _number(request, "ledger", 0, 2**32 - 1, None)
+        if ledger is None:
+            raise _bad_parameter("ledger", "is needed", "nothing")
+        filters = {name: _number(request, name, 1, maximum, None) for name, maximum in SEARCHED.items()}
+        if all(value is None for value in filters.values()):
+            raise _bad_parameter("code", f"or one of {', '.join(list(SEARCHED)[1:])} is needed", "none")
+        limit = _number(request, "limit", 1, MAX_PAGE, DEFAULT_PAGE) or DEFAULT_PAGE
+        since, until = _time(request, "since", 0), _time(request, "until", TIMESTAMP_MAX)
+        return _json(await worker.queries.search(ledger, filters, since, until, limit), headers)
+
+
 async def _statement(request: web.Request) -> web.StreamResponse:
     async with _reading(request) as (worker, headers):
         _known_parameters(request, "ledger", "month", "limit", "cursor")
@@ -320,8 +351,8 @@ async def _statement(request: web.Request) -> web.StreamResponse:
         return _json(page, headers)
 
 
-def _read_parameters(request: web.Request, worker: Worker) -> tuple[int, int | None, int, float]:
-    _known_parameters(request, "ledger", "min_sequence")
+def _read_parameters(request: web.Request, worker: Worker, *more: str) -> tuple[int, int | None, int, float]:
+    _known_parameters(request, "ledger", "min_sequence", *more)
     ledger = _number(request, "ledger", 0, 2**32 - 1, None)
     sequence = _number(request, "min_sequence", 0, 2**63 - 1, 0) or 0
     if sequence and ledger is None:
@@ -350,6 +381,17 @@ def _number(request: web.Request, name: str, minimum: int, maximum: int, default
     if not _ID.fullmatch(text) or not minimum <= int(text) <= maximum:
         raise _bad_parameter(name, f"must be an integer from {minimum} to {maximum}", text)
     return int(text)
+
+
+def _time(request: web.Request, name: str, default: int) -> int:
+    """Nanoseconds since the epoch."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise _bad_parameter(name, "must be a time as in RFC 3339, or nanoseconds since 1970", text) from None
 
 
 def _bad_parameter(name: str, must: str, found: str) -> Problem:

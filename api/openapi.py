@@ -58,7 +58,10 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
         ],
         "paths": {
             "/v1/accounts": {"post": _write("createAccounts", "Create accounts", ["CreateAccount"])},
-            "/v1/transfers": {"post": _write("createTransfers", "Create transfers", ["CreateTransfer"])},
+            "/v1/transfers": {
+                "get": _search(),
+                "post": _write("createTransfers", "Create transfers", ["CreateTransfer"]),
+            },
             "/v1/ledger/events": {
                 "post": _write("createEvents", "Send accounts and transfers in one order", [
                     kind.name for kind in commands.event_types
@@ -66,6 +69,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             },
             "/v1/accounts/{id}": {"get": _read("getAccount", "An account with its balances", "Account", sequence=True)},
             "/v1/accounts/{id}/statement": {"get": _statement()},
+            "/v1/accounts/{id}/balance": {"get": _balance()},
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             "/oauth/token": {"post": _token()},
             "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
@@ -204,6 +208,18 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
             },
             "An account.",
         ),
+        "Balance": _object(
+            {
+                **_integers("account_id", "ledger", at="Nanoseconds since the epoch, inclusive."), **balances,
+                **_integers(
+                    entries="Transfers and expiries of the account up to then.",
+                    last_entry_at="Timestamp of the last of them; 0 if there is none.",
+                ),
+                "shard": {"type": "integer"},
+                "sequence": {"type": "integer", "description": "Sequence of the shard that the balances reflect."},
+            },
+            "Balances at a point in time: the fold of all entries up to it.",
+        ),
         "Transfer": _object(
             {
                 **_integers("id", "debit_account_id", "credit_account_id", "amount", "pending_id"), **user_data,
@@ -211,6 +227,13 @@ def _schemas(commands: FrameCodec, results: FrameCodec) -> dict[str, Any]:
                 **_integers("timestamp", "shard", "sequence"),
             },
             "A transfer as applied.",
+        ),
+        "Transfers": _object(
+            {
+                "transfers": {"type": "array", "items": {"$ref": "#/components/schemas/Transfer"}},
+                "next_until": {"oneOf": [INTEGER, {"type": "null"}], "description": "`until` of the next page."},
+            },
+            "A page of transfers, newest first.",
         ),
         "Statement": _object(
             {
@@ -363,6 +386,32 @@ def _statement() -> dict[str, Any]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
         {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next_cursor`."},
     ]  # fmt: skip
+    return operation
+
+
+def _search() -> dict[str, Any]:
+    operation = _read("findTransfers", "Transfers of a ledger by code and user data, newest first", "Transfers")
+    number = {"type": "string", "pattern": "^[1-9][0-9]{0,38}$"}
+    operation["parameters"] = [
+        {**_ledger(), "required": True},
+        *(
+            {"name": name, "in": "query", "schema": number, "description": "At least one of these four is needed."}
+            for name in ("code", "user_data_128", "user_data_64", "user_data_32")
+        ),
+        {"name": "since", "in": "query", "schema": {"type": "string"}, "description": "RFC 3339 or nanoseconds."},
+        {"name": "until", "in": "query", "schema": {"type": "string"},
+         "description": "RFC 3339 or nanoseconds, inclusive; for the next page `next_until`."},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
+    ]  # fmt: skip
+    return operation
+
+
+def _balance() -> dict[str, Any]:
+    operation = _read("getBalance", "An account's balances at a point in time", "Balance", sequence=True)
+    operation["parameters"].append(
+        {"name": "at", "in": "query", "schema": {"type": "string", "examples": ["2026-01-31T23:59:59.999999999Z"]},
+         "description": "RFC 3339 (UTC without a zone) or nanoseconds since the epoch, inclusive; now by default."}
+    )  # fmt: skip
     return operation
 
 

@@ -13,7 +13,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
+from api.history import BALANCE_AT, SEARCH, balance_of
 from api.logs import log
 from api.metrics import count
 from api.problems import Problem
@@ -35,6 +36,8 @@ __all__ = ["Cursor", "Queries", "json_integer", "ledger_shard"]
 
 POSTGRES_SINK: Final = "postgres"
 """The sink that fills the tables, as it signs its positions."""
+POSTGRES: Final = "postgres"
+REPLICA: Final = "postgres-replica"
 POOL_SIZE: Final = 8
 FAILURES_TO_OPEN: Final = 3
 OPEN_SECONDS: Final = 2.0
@@ -119,28 +122,19 @@ class Queries:
         self._account_flags = tuple(account_flags)
         self._transfer_flags = tuple(transfer_flags)
         self._breakers = AsyncCircuitBreakerFactory(default_threshold=FAILURES_TO_OPEN, default_ttl=OPEN_SECONDS)
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
-            postgres_conninfo(settings, API_ROLE),
-            kwargs={
-                "autocommit": True,
-                "row_factory": dict_row,
-                "application_name": "streambank-api",
-                "options": f"-c default_transaction_read_only=on -c statement_timeout={int(timeout * 1000)}",
-            },
-            min_size=0,
-            max_size=POOL_SIZE,
-            timeout=timeout,
-            reconnect_timeout=1,
-            check=None,
-            open=False,
-        )
+        self._pools = {POSTGRES: _pool(postgres_conninfo(settings, API_ROLE), timeout)}
+        if settings.postgres_replica:
+            self._pools[REPLICA] = _pool(postgres_conninfo(settings, API_ROLE, replica=True), timeout)
+        self._readers = tuple(reversed(self._pools))
+        """Stores of reads, the one to ask first in front."""
         self._cassandra: Any = None
         self._cluster: Any = None
         self._statements: dict[str, Any] = {}
         self._connecting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        await self._pool.open(wait=False)
+        for pool in self._pools.values():
+            await pool.open(wait=False)
         self._connecting = asyncio.create_task(self._connect_cassandra())
 
     async def close(self) -> None:
@@ -148,21 +142,44 @@ class Queries:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-        await self._pool.close(timeout=self._timeout)
+        for pool in self._pools.values():
+            await pool.close(timeout=self._timeout)
         if self._cluster is not None:
             await asyncio.to_thread(self._cluster.shutdown)
 
     async def account(self, account_id: int, ledger: int | None, min_sequence: int, wait: float) -> dict[str, Any]:
         """The account with its balances; raises `Problem` 404, 409 or 503. ``wait``: seconds for ``min_sequence``."""
-        if min_sequence and ledger is not None:
-            await self._reach(ledger_shard(ledger), min_sequence, wait)
-        return self._account(self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger)))
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        rows = await self._find(_ACCOUNTS, account_id, ledger, readers=readers)
+        return self._account(self._one("account", account_id, rows))
 
     async def transfer(self, transfer_id: int, ledger: int | None, min_sequence: int, wait: float) -> dict[str, Any]:
         """The transfer as applied; raises `Problem` 404, 409 or 503."""
-        if min_sequence and ledger is not None:
-            await self._reach(ledger_shard(ledger), min_sequence, wait)
-        return self._transfer(self._one("transfer", transfer_id, await self._find(_TRANSFERS, transfer_id, ledger)))
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        rows = await self._find(_TRANSFERS, transfer_id, ledger, readers=readers)
+        return self._transfer(self._one("transfer", transfer_id, rows))
+
+    async def balance(
+        self, account_id: int, ledger: int | None, at: int, min_sequence: int, wait: float
+    ) -> dict[str, Any]:
+        """The account's balances at a point in time (nanoseconds, inclusive); raises `Problem` 404, 409 or 503."""
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        row = self._one("account", account_id, await self._find(BALANCE_AT, account_id, ledger, readers=readers, at=at))
+        return {name: json_integer(value) for name, value in balance_of(row, at).items()}
+
+    async def search(
+        self, ledger: int, filters: Mapping[str, int | None], since: int, until: int, limit: int
+    ) -> dict[str, Any]:
+        """One page of a ledger's transfers with the given code and user data (None: any), newest first, from ``since``
+        to ``until`` (nanoseconds, inclusive), with the ``until`` of the next page or null."""
+        place = {"shard": ledger_shard(ledger), "ledger": ledger, "since": since, "until": until}
+        parameters = {**place, **filters, "limit": limit + 1}
+        rows = await self._postgres(SEARCH, parameters)
+        following = int(rows[limit - 1]["timestamp"]) - 1 if len(rows) > limit else None
+        return {
+            "transfers": [self._transfer(row) for row in rows[:limit]],
+            "next_until": json_integer(following) if following is not None else None,
+        }
 
     async def statement(
         self, account_id: int, ledger: int | None, month: int, limit: int, cursor: Cursor | None
@@ -193,11 +210,12 @@ class Queries:
 
     async def states(self) -> dict[str, bool]:
         """Whether each store answers now."""
-        return {"postgres": await self._postgres_answers(), "cassandra": await self._cassandra_answers()}
+        postgres = {store: await self._postgres_answers(store) for store in self._pools}
+        return {**postgres, "cassandra": await self._cassandra_answers()}
 
-    async def _postgres_answers(self) -> bool:
+    async def _postgres_answers(self, store: str) -> bool:
         try:
-            async with asyncio.timeout(self._timeout), self._pool.connection() as connection:
+            async with asyncio.timeout(self._timeout), self._pools[store].connection() as connection:
                 await connection.execute("SELECT 1")
         except (psycopg.Error, PoolTimeout, TimeoutError):
             return False
@@ -210,13 +228,21 @@ class Queries:
             return False
         return True
 
-    async def _reach(self, shard: int, min_sequence: int, wait: float) -> None:
+    async def _readers_at(self, ledger: int | None, min_sequence: int, wait: float) -> tuple[str, ...]:
+        """The stores that may be asked: those that have reached the sequence, after at most ``wait`` seconds."""
+        if not min_sequence or ledger is None:
+            return self._readers
+        shard = ledger_shard(ledger)
         deadline = asyncio.get_running_loop().time() + wait
         parameters = {"sink": POSTGRES_SINK, "topic": self._events_topic, "shard": shard}
         while True:
-            reached = int((await self._postgres(_SEQUENCE, parameters))[0]["sequence"])
-            if reached >= min_sequence:
-                return
+            reached = 0
+            for store in self._readers:
+                # the position comes with the rows, in the primary as in its replica
+                with suppress(Problem) if store != POSTGRES else nullcontext():
+                    reached = int((await self._postgres(_SEQUENCE, parameters, (store,)))[0]["sequence"])
+                    if reached >= min_sequence:
+                        return (store,)
             if asyncio.get_running_loop().time() >= deadline:
                 raise Problem(
                     "not-yet-visible",
@@ -226,16 +252,31 @@ class Queries:
                 )
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _find(self, query: LiteralString, id_: int, ledger: int | None) -> list[dict[str, Any]]:
+    async def _find(
+        self, query: LiteralString, id_: int, ledger: int | None, *, readers: tuple[str, ...] = (), **more: Any
+    ) -> list[dict[str, Any]]:
         shards = [ledger_shard(ledger)] if ledger is not None else list(range(LEDGER_SHARDS))
         return await self._postgres(
             query,
-            {"sink": POSTGRES_SINK, "topic": self._events_topic, "id": id_, "shards": shards, "ledger": ledger},
+            {"sink": POSTGRES_SINK, "topic": self._events_topic, "id": id_, "shards": shards, "ledger": ledger, **more},
+            readers,
         )
 
-    async def _postgres(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        async with self._guard("postgres"), asyncio.timeout(self._timeout), self._pool.connection() as connection:
-            return await (await connection.execute(query, parameters)).fetchall()
+    async def _postgres(
+        self, query: LiteralString, parameters: Mapping[str, Any], readers: tuple[str, ...] = ()
+    ) -> list[dict[str, Any]]:
+        """Rows from the first of ``readers`` (default: all) that answers; raises the last one's problem."""
+        *others, last = readers or self._readers
+        for store in others:
+            with suppress(Problem):
+                return await self._ask(store, query, parameters)
+        return await self._ask(last, query, parameters)
+
+    async def _ask(self, store: str, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        async with self._guard(store), asyncio.timeout(self._timeout), self._pools[store].connection() as connection:
+            # a search is planned for the conditions given; the rest are the same whatever is asked
+            prepare = False if query is SEARCH else None
+            return await (await connection.execute(query, parameters, prepare=prepare)).fetchall()
 
     @asynccontextmanager
     async def _guard(self, store: str) -> AsyncIterator[None]:
@@ -348,6 +389,24 @@ class Queries:
             ),
             "flags": flag_names(int(row["flags"]), self._transfer_flags),
         }  # fmt: skip
+
+
+def _pool(conninfo: str, timeout: float) -> AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]]:
+    return AsyncConnectionPool(
+        conninfo,
+        kwargs={
+            "autocommit": True,
+            "row_factory": dict_row,
+            "application_name": "streambank-api",
+            "options": f"-c default_transaction_read_only=on -c statement_timeout={int(timeout * 1000)}",
+        },
+        min_size=0,
+        max_size=POOL_SIZE,
+        timeout=timeout,
+        reconnect_timeout=1,
+        check=None,
+        open=False,
+    )
 
 
 def _integers(row: Mapping[str, Any], *names: str) -> dict[str, int | str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +34,7 @@ class Settings(BaseSettings):
     flink_port: int = Field(8081, description="Flink REST API and web UI.")
     flink_rpc_port: int = Field(6123, description="Flink JobManager RPC.")
     postgres_port: int = Field(5433, description="Postgres.")
+    postgres_replica_port: int = Field(5434, description="Streaming replica of Postgres.")
     cassandra_port: int = Field(9042, description="Cassandra native protocol.")
     cassandra_storage_port: int = Field(7000, description="Cassandra internode.")
     valkey_port: int = Field(6380, description="Valkey.")
@@ -47,6 +49,12 @@ class Settings(BaseSettings):
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
     valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")
     cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
+    postgres_replica: bool = Field(
+        False, description="Whether queries go to the streaming replica first, and to Postgres only where it is behind."
+    )
+    postgres_locking: Literal["optimistic", "pessimistic"] = Field(
+        "optimistic", description="How writers that share accounts in Postgres keep out of each other's way."
+    )
 
     @property
     def kafka_bootstrap(self) -> str:

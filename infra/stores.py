@@ -38,7 +38,9 @@ ROLE_PASSWORD_VARIABLES: Final = {
 CONNECT_TIMEOUT_S: Final = 5
 
 
-def postgres_conninfo(settings: Settings, role: str | None = None, database: str | None = None) -> str:
+def postgres_conninfo(
+    settings: Settings, role: str | None = None, database: str | None = None, *, replica: bool = False
+) -> str:
     """libpq connection string for ``role`` (default: the owner), with the role's password if the environment has one.
 
     Holds a secret where passwords are used: pass it to psycopg, never to a log.
@@ -46,7 +48,7 @@ def postgres_conninfo(settings: Settings, role: str | None = None, database: str
     password = os.environ.get(ROLE_PASSWORD_VARIABLES.get(role or "", ""), "")
     return make_conninfo(
         host=settings.host,
-        port=settings.postgres_port,
+        port=settings.postgres_replica_port if replica else settings.postgres_port,
         dbname=database or settings.postgres_database,
         user=role or settings.postgres_user,
         connect_timeout=CONNECT_TIMEOUT_S,

@@ -1,9 +1,9 @@
 """Reads a topic's .avsc into the layout of its rows.
 
-A frame record has exactly the header fields ``shard``, ``sequence``, ``produced_at`` and ``trace``, and ``events``: an
-array of one record or of a union of records. The fields of an event are flat: boolean, int, long, float, double,
-string, bytes, enum, fixed, decimal (unsigned), dates and timestamps (raw integers), and ``["null", X]`` of these.
-Anything else is a `SchemaError` that names the field.
+A frame record has exactly the header fields ``shard``, ``sequence``, ``produced_at`` and ``trace``, ``events``: an
+array of one record or of a union of records, and, where the topic is chained, ``chain`` as the last field. The fields
+of an event are flat: boolean, int, long, float, double, string, bytes, enum, fixed, decimal (unsigned), dates and
+timestamps (raw integers), and ``["null", X]`` of these. Anything else is a `SchemaError` that names the field.
 
 Attributes that the Avro specification leaves to the user carry validation: ``minimum`` and ``maximum`` on int, long and
 decimal fields, and ``flags``, the names of the bits of an int or long.
@@ -19,7 +19,17 @@ import numpy as np
 
 from pipelines.errors import StreambankError
 
-__all__ = ["HEADER_WORDS", "EventType", "Field", "FrameSchema", "SchemaError", "Storage", "read_frame_schema"]
+__all__ = [
+    "CHAIN_BYTES",
+    "HEADER_ROW_WORDS",
+    "HEADER_WORDS",
+    "EventType",
+    "Field",
+    "FrameSchema",
+    "SchemaError",
+    "Storage",
+    "read_frame_schema",
+]
 
 Storage = Literal[
     "boolean", "int", "long", "float", "double", "string", "bytes", "enum", "fixed", "u64", "u128"
@@ -37,14 +47,20 @@ MAX_FIELDS: Final = 1_000
 
 INTEGER_LOGICAL_TYPES: Final = {"int": {"date"}, "long": {"timestamp-millis", "timestamp-micros", "timestamp-nanos"}}
 
-HEADER_WORDS: Final = {"shard": 1, "sequence": 2, "produced_at": 3, "trace": 4}
-"""Word of each header field in a row of its own; the word after ``trace`` says whether it is set."""
+HEADER_WORDS: Final = {"shard": 1, "sequence": 2, "produced_at": 3, "trace": 4, "chain": 6}
+"""Word of each header field in a row of its own; the word after ``trace`` and that after the four of ``chain`` say
+whether they are set."""
+HEADER_ROW_WORDS: Final = 11
+CHAIN_BYTES: Final = 32
+"""Size of ``chain``, a SHA-256."""
 HEADER_TYPES: Final[dict[str, tuple[Storage, bool]]] = {
     "shard": ("int", False),
     "sequence": ("long", False),
     "produced_at": ("long", False),
     "trace": ("string", True),
+    "chain": ("fixed", True),
 }
+OPTIONAL_HEADER: Final = frozenset(["chain"])
 
 
 class SchemaError(StreambankError):
@@ -190,10 +206,17 @@ def read_frame_schema(schema: Any, *, writer: bool = False) -> FrameSchema:
         elif writer:
             extra[name] = _read_field(entry, 0, namespace, names, where)
         else:
-            raise SchemaError(f"{where}: a frame has {', '.join(HEADER_TYPES)} and events, nothing else")
+            known = ", ".join(name for name in HEADER_TYPES if name not in OPTIONAL_HEADER)
+            raise SchemaError(f"{where}: a frame has {known}, events and at most chain, nothing else")
     if events is None:
         raise SchemaError(f"{frame_name}.events: the field is missing")
-    missing = [name for name in HEADER_TYPES if name not in header]
+    if "chain" in header and not writer:
+        chain = header["chain"]
+        if order[-1] != "chain" or chain.null_branch != 0 or chain.size != CHAIN_BYTES:
+            raise SchemaError(
+                f'{frame_name}.chain: must be the frame\'s last field and ["null", fixed of {CHAIN_BYTES} bytes]'
+            )
+    missing = [name for name in HEADER_TYPES if name not in header and name not in OPTIONAL_HEADER]
     if missing and not writer:
         raise SchemaError(f"{frame_name}.{missing[0]}: the field is missing")
     types, is_union, row_words = events

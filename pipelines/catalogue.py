@@ -27,7 +27,8 @@ class Topic:
 
     ``writers`` says who numbers the frames: a topic with one writing job numbers them per shard from 1 without a
     gap, and readers drop what they have already applied; frames of many producers carry sequence 0 and their events
-    are idempotent by id. The partition count of a topic never changes.
+    are idempotent by id. The partition count of a topic never changes. The frames of a ``chained`` topic carry a hash
+    chain per shard (`pipelines.chain`); its schema has the field ``chain``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Topic:
     owner: str
     writers: Literal["one job", "many producers"]
     doc: str
+    chained: bool = False
 
     @property
     def subject(self) -> str:
@@ -82,6 +84,7 @@ LEDGER_EVENTS: Final = Topic(
     owner="ledger",
     writers="one job",
     doc="Accounts created, transfers applied and expired; append-only and complete.",
+    chained=True,
 )
 LEDGER_DEAD_LETTERS: Final = Topic(
     "ledger.dead-letters",
@@ -91,9 +94,17 @@ LEDGER_DEAD_LETTERS: Final = Topic(
     writers="many producers",
     doc="Records and events that the ledger job or its sinks set aside.",
 )
+LEDGER_TOTALS: Final = Topic(
+    "ledger.totals",
+    partitions=LEDGER_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="ledger_totals",
+    writers="one job",
+    doc="Running totals per account, ledger and code in hourly and daily windows.",
+)
 
 TOPICS: Final[dict[str, Topic]] = {
-    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS)
+    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS, LEDGER_TOTALS)
 }
 
 
@@ -127,5 +138,16 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=LEDGER_SHARDS,
         max_frame_events=2_000,
         doc="Double-entry ledger: accounts and transfers with limits, idempotent by id.",
+    ),
+    "ledger_totals": Pipeline(
+        "ledger_totals",
+        kernel="pipelines.ledger_totals.kernel:LedgerTotalsKernel",
+        inputs=(LEDGER_EVENTS,),
+        outputs=(LEDGER_TOTALS,),
+        replies=LEDGER_TOTALS,
+        dead_letters=LEDGER_DEAD_LETTERS,
+        shards=LEDGER_SHARDS,
+        max_frame_events=2_500,
+        doc="Totals per account, ledger and code in hourly and daily windows.",
     ),
 }

@@ -28,7 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import codec_kernels as kernels
-from pipelines.avro_schema import EventType, Field, FrameSchema, SchemaError, read_frame_schema
+from pipelines.avro_schema import (
+    CHAIN_BYTES,
+    HEADER_ROW_WORDS,
+    HEADER_WORDS,
+    EventType,
+    Field,
+    FrameSchema,
+    SchemaError,
+    read_frame_schema,
+)
 from pipelines.catalogue import TOPICS
 from pipelines.errors import FrameError
 from pipelines.frames import Events, Frame, Rows
@@ -70,7 +79,7 @@ REASONS: Final = {
 }
 
 _MAX_BYTES: Final = {"boolean": 1, "float": 4, "double": 8, "string": 5, "bytes": 5, "enum": 5, "int": 5, "long": 10}
-_HEADER_ROW_WORDS: Final = 6
+_CHAIN: Final = slice(HEADER_WORDS["chain"], HEADER_WORDS["chain"] + CHAIN_BYTES // 8)
 _INT64_MASK: Final = 2**64 - 1
 
 
@@ -130,6 +139,8 @@ class FrameCodec:
         self._reader = read_frame_schema(schema)
         self.event_types: tuple[EventType, ...] = self._reader.event_types
         self.row_words: int = self._reader.row_words
+        self.is_chained: bool = "chain" in self._reader.header
+        """Whether the schema has a ``chain``, which is then the last field of an encoded frame."""
         self._by_name = {event_type.name: event_type for event_type in self.event_types}
         self._encoder = _Program(self._reader, self._reader)
         self._decoder = self._encoder
@@ -168,6 +179,10 @@ class FrameCodec:
 
         Their heaps are views of ``data``. A `FrameError` tells the byte within its frame.
         """
+        return (frame for frame, _ in self.split_many(data, count))
+
+    def split_many(self, data: bytes, count: int) -> Iterator[tuple[Frame, bytes]]:
+        """As `decode_many`, each frame with its own body."""
         constants = self._decoder.constants
         heap = np.frombuffer(data + constants if constants else bytes(data), np.uint8)
         start = 0
@@ -179,7 +194,7 @@ class FrameCodec:
                 raise _decode_error(status, position)
             if position > MAX_FRAME_BYTES:
                 raise FrameError("too_large", f"a frame of {position} bytes; at most {MAX_FRAME_BYTES}")
-            yield frame
+            yield frame, data[start : start + position]
             start += position
         if start != len(data):
             raise FrameError("trailing_bytes", f"{len(data) - start} bytes follow the last of {count} frames")
@@ -197,15 +212,23 @@ class FrameCodec:
             program.least_event_bytes,
             MAX_EVENTS_PER_FRAME,
             self.row_words,
-            _HEADER_ROW_WORDS,
+            HEADER_ROW_WORDS,
         )
-        _, shard, sequence, produced_at, trace, trace_is_set = header[0].tolist()
+        _, shard, sequence, produced_at, trace, trace_is_set, *_, chain_is_set = header[0].tolist()
         events = Events(rows, heap)
         is_readable = status in (0, kernels.TRAILING_BYTES) and trace_is_set
         return (
             status,
             position,
-            Frame(self.topic, shard, sequence, produced_at, text(events, trace) if is_readable else None, events),
+            Frame(
+                self.topic,
+                shard,
+                sequence,
+                produced_at,
+                text(events, trace) if is_readable else None,
+                events,
+                header[0, _CHAIN].tobytes() if chain_is_set else None,
+            ),
         )
 
     def decode_header(self, body: bytes) -> tuple[int, int, int]:
@@ -216,7 +239,7 @@ class FrameCodec:
             return frame.shard, frame.sequence, frame.produced_at
         if len(body) > MAX_FRAME_BYTES:
             raise FrameError("too_large", f"a frame of {len(body)} bytes; at most {MAX_FRAME_BYTES}")
-        header = np.zeros((1, _HEADER_ROW_WORDS), np.int64)
+        header = np.zeros((1, HEADER_ROW_WORDS), np.int64)
         status, position = kernels.decode_records(
             np.frombuffer(body or b"\0", np.uint8),
             0,
@@ -279,8 +302,15 @@ class FrameCodec:
 
     def _header_row(self, frame: Frame, trace_bytes: int) -> Rows:
         words = (0, frame.shard, frame.sequence, frame.produced_at, trace_bytes, frame.trace is not None)
+        row = np.zeros((1, HEADER_ROW_WORDS), np.int64)
+        if frame.chain is not None and self.is_chained:
+            if len(frame.chain) != CHAIN_BYTES:
+                raise FrameError("out_of_range", f"a chain of {len(frame.chain)} bytes; it has {CHAIN_BYTES}")
+            row[0, _CHAIN] = np.frombuffer(frame.chain, np.int64)
+            row[0, -1] = 1
         try:
-            return _readonly(np.array([words], np.int64))
+            row[0, : len(words)] = words
+            return _readonly(row)
         except OverflowError:
             raise FrameError(
                 "out_of_range", f"shard, sequence and produced_at {words[1:4]} do not fit 64 bits"
@@ -340,12 +370,16 @@ class _Program:
             self._read_header_field(name, reader, writer)
         header_stop = len(self._operations)
         self.header_branches = _readonly(np.array([(0, 0, events_at), (0, events_at, header_stop)], np.int64))
-        self.header_is_first = events_at == header_stop
+        self.header_is_first = {"shard", "sequence", "produced_at"}.isdisjoint(writer.order[position + 1 :])
+        """Whether what `FrameCodec.decode_header` returns lies before the events."""
 
     def _read_header_field(self, name: str, reader: FrameSchema, writer: FrameSchema) -> None:
         where = f"{writer.name}.{name}"
         if name in writer.extra:
             self._skip(writer.extra[name], where)
+            return
+        if name not in reader.header:
+            self._skip(writer.header[name], where)
             return
         field = reader.header[name]
         if field.storage != "string":

@@ -213,9 +213,9 @@ def _container_codec(metadata: dict[str, bytes], codec: FrameCodec) -> tuple[boo
         for entry in fields
     )
     if not holds_frames:
-        topic_fields = [entry for entry in codec.schema["fields"] if entry["name"] != "events"]
         events = {"name": "events", "type": {"type": "array", "items": schema}}
         order = {"shard": 0, "sequence": 1, "produced_at": 2, "trace": 3}
+        topic_fields = [entry for entry in codec.schema["fields"] if entry["name"] in order]
         header = sorted(topic_fields, key=lambda entry: order[entry["name"]])
         schema = {"type": "record", "name": "FrameOfOne", "fields": [*header, events]}
     try:

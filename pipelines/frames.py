@@ -42,7 +42,8 @@ class Frame:
     """One record of a topic.
 
     ``sequence`` is 0 on topics of many producers; ``produced_at`` is in UTC microseconds; ``trace`` is a W3C
-    traceparent, unique per frame.
+    traceparent, unique per frame. ``chain`` is the frame's hash on a chained topic (`pipelines.chain`), None elsewhere
+    and before the chain began.
     """
 
     topic: str
@@ -51,3 +52,4 @@ class Frame:
     produced_at: int
     trace: str | None
     events: Events
+    chain: bytes | None = None

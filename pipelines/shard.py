@@ -7,10 +7,13 @@ kernel's outputs leave as numbered, encoded records. Promises:
   a gap. After a restore the same inputs give the same bytes with the same sequences, so readers drop repeats.
 - **Repeated inputs.** A frame that one job numbered (sequence > 0) is applied once; a repeat gives no outputs, a gap
   raises `SequenceGap` and stops the job. Frames of many producers (sequence 0) are idempotent by their events' ids.
+- **Chains.** Each frame of a chained output topic carries the hash of the frame before it and its own bytes
+  (`pipelines.chain`); the last hash of each topic is part of the shard's page.
 - **Bad records.** `FrameError` means that nothing was applied and the record belongs in the dead letters. Any other
   error stops the job.
 
-State is the kernel's pages and one page of its own, ``shard``: JSON with the sequences and the kernel's state version.
+State is the kernel's pages and one page of its own, ``shard``: JSON with the sequences, the last hashes and the
+kernel's state version.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from pipelines.catalogue import Pipeline
+from pipelines.chain import GENESIS, chain_end, next_hash
 from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Frame
@@ -117,6 +121,10 @@ class Shard:
         self._numbered = frozenset(topic.name for topic in pipeline.inputs if topic.writers == "one job")
         self._last_input = dict.fromkeys(sorted(self._inputs), 0)
         self._last_output = {topic.name: 0 for topic in pipeline.outputs}
+        self._last_hash = {topic.name: GENESIS for topic in pipeline.outputs if topic.chained}
+        for name in self._last_hash:
+            if not self._codecs[name].is_chained:
+                raise ValueError(f"{name} is chained in the catalogue, but its schema has no field chain")
         self._own_page_size = len(self._own_page())
         self._dirty = False
 
@@ -173,7 +181,13 @@ class Shard:
             raise InvariantBroken(
                 f"{self.pipeline.name} made an event that {output.topic} cannot carry: {error}"
             ) from error
-        return OutputRecord(output.topic, self.shard, sequence, wrap(self._schema_ids[output.topic], body))
+        schema_id = self._schema_ids[output.topic]
+        previous = self._last_hash.get(output.topic)
+        if previous is None:
+            return OutputRecord(output.topic, self.shard, sequence, wrap(schema_id, body))
+        digest = self._last_hash[output.topic] = next_hash(previous, body)
+        value = wrap(schema_id, memoryview(body)[:-1], chain_end(digest))
+        return OutputRecord(output.topic, self.shard, sequence, value)
 
     def dirty_pages(self) -> dict[str, bytes]:
         """Pages changed since the last call, by key; with all earlier ones, the latest of each key is the state."""
@@ -221,6 +235,9 @@ class Shard:
         self._dirty = upcast
         # a topic added to the catalogue since then starts at 0
         self._last_output |= {topic: last for topic, last in own["outputs"].items() if topic in self._last_output}
+        self._last_hash |= {
+            topic: bytes.fromhex(last) for topic, last in own.get("hashes", {}).items() if topic in self._last_hash
+        }
         self._last_input |= {topic: last for topic, last in own["inputs"].items() if topic in self._last_input}
         return upcast
 
@@ -233,5 +250,6 @@ class Shard:
                 "state_version": self.kernel.state_version,
                 "inputs": self._last_input,
                 "outputs": self._last_output,
+                "hashes": {topic: last.hex() for topic, last in self._last_hash.items()},
             }
         ).encode()

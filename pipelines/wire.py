@@ -13,11 +13,12 @@ HEADER_BYTES: Final = 5
 _HEADER: Final = struct.Struct(">bi")
 
 
-def wrap(schema_id: int, body: bytes) -> bytes:
-    """A record's value: ``body`` written with the registry's schema ``schema_id`` (1 to 2^31 - 1)."""
+def wrap(schema_id: int, *body: bytes | memoryview) -> bytes:
+    """A record's value: ``body``, in one or more parts, written with the registry's schema ``schema_id`` (1 to
+    2^31 - 1)."""
     if not 0 < schema_id < 2**31:
         raise ValueError(f"a schema id is between 1 and 2^31 - 1, found {schema_id}")
-    return _HEADER.pack(0, schema_id) + body
+    return b"".join((_HEADER.pack(0, schema_id), *body))
 
 
 def unwrap(value: bytes | None) -> tuple[int, bytes]:

@@ -29,6 +29,7 @@ class Part(StrEnum):
     FLINK = "flink"
     API = "api"
     SINKS = "sinks"
+    LOCKING = "locking"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -38,6 +39,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.FLINK: ("kafka", "registry", "flink"),
     Part.API: ("kafka", "registry", "postgres", "cassandra", "valkey"),
     Part.SINKS: ("kafka", "registry", "postgres", "cassandra"),
+    Part.LOCKING: ("postgres",),
 }
 
 

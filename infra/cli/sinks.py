@@ -13,6 +13,8 @@ class Destination(StrEnum):
 
     POSTGRES = "postgres"
     CASSANDRA = "cassandra"
+    POSTGRES_TOTALS = "postgres-totals"
+    CASSANDRA_TOTALS = "cassandra-totals"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
         web_port: Annotated[
             int | None,
             typer.Option(
-                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT, plus 1 for Cassandra.",
+                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT, plus 1, 2, 3 for later ones.",
                 envvar="STREAMBANK_SINK_WEB_PORT",
             ),
         ] = None,
@@ -53,7 +55,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 30.0,
     ) -> None:
-        """Carry ledger events into a store, effectively once.
+        """Carry ledger events (or the totals made of them) into a store, effectively once.
 
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.
@@ -63,6 +65,7 @@ def register(app: typer.Typer) -> None:
         from infra.logs import configure_logs
         from infra.settings import settings
         from jobs.sinks.cassandra import CassandraSink
+        from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
         from jobs.sinks.postgres import PostgresSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
@@ -74,5 +77,6 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        kind = PostgresSink if destination is Destination.POSTGRES else CassandraSink
+        kinds = {kind.name: kind for kind in (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink)}
+        kind = kinds[destination.value]
         raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))

@@ -41,11 +41,22 @@ def setup() -> None:
     _set_up(_console())
 
 
-def up(only: Only = "") -> None:
+def up(
+    only: Only = "",
+    replica: Annotated[
+        bool,
+        typer.Option(
+            "--replica", envvar="STREAMBANK_UP_REPLICA", help="Also a streaming replica of Postgres, for reads."
+        ),
+    ] = False,
+) -> None:
+    from infra.stack.postgres_replica import PostgresReplica
+    from infra.stack.stack import server_types
+
     console = _console()
     _terminate_like_interrupt()
     _set_up(console)
-    stack = _stack(only)
+    stack = _stack(",".join([only or ",".join(server_types()), PostgresReplica.name]) if replica else only)
     with console.status("starting the stack"):
         stack.up(lambda name, event: console.print(f"{name:<10} {event}"))
     memory = sum(server.memory_bytes for server in stack.status())

@@ -17,13 +17,14 @@ import subprocess
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from infra.settings import Settings
 from infra.stack.errors import PrerequisiteError, ServerFailedError
 from infra.stack.process import Command
 from infra.stack.server import Port, Server
 
-__all__ = ["Postgres", "binaries", "create_database"]
+__all__ = ["Postgres", "binaries", "create_database", "let_through"]
 
 USER_INSTEAD_OF_ROOT = "nobody"
 
@@ -55,14 +56,17 @@ class Postgres(Server):
         cluster.mkdir(mode=0o700, exist_ok=True)
         user_id = self._user_id
         if user_id is not None:
-            _let_through(cluster)
-            _let_through(binaries() / "postgres")
+            let_through(cluster)
+            let_through(binaries() / "postgres")
             os.chown(cluster, user_id, user_id)
         if not (cluster / "PG_VERSION").exists():
             self._initialise(cluster, user_id)
+        self._configure(cluster)
+
+    def _configure(self, cluster: Path, more: Mapping[str, str] = MappingProxyType({})) -> None:
         parameters = {
             "listen_addresses": f"'{self.settings.host}'",
-            "port": self.settings.postgres_port,
+            "port": self.ports[0].number,
             "unix_socket_directories": "''",
             "max_connections": 100,
             "shared_buffers": "128MB",
@@ -71,10 +75,13 @@ class Postgres(Server):
             "max_wal_size": "1GB",
             "checkpoint_timeout": "10min",
             "wal_compression": "on",
+            # A replica that is down holds back so much WAL at most; beyond it, it is copied anew.
+            "max_slot_wal_keep_size": "4GB",
             "effective_io_concurrency": 16,
             "max_parallel_workers_per_gather": 0,
             "log_line_prefix": "'%m [%p] %u@%d '",
             "timezone": "'UTC'",
+            **more,
         }
         configuration = cluster / "streambank.conf"
         configuration.write_text("".join(f"{key} = {value}\n" for key, value in parameters.items()))
@@ -86,19 +93,23 @@ class Postgres(Server):
                 file.write(include)
 
     def _initialise(self, cluster: Path, user_id: int | None) -> None:
+        self._run(
+            user_id,
+            "initdb",
+            f"--pgdata={cluster}",
+            f"--username={self.settings.postgres_user}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--data-checksums",
+        )
+
+    def _run(self, user_id: int | None, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [
-                str(binaries() / "initdb"),
-                f"--pgdata={cluster}",
-                f"--username={self.settings.postgres_user}",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--data-checksums",
-            ],
+            [str(binaries() / program), *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             cwd="/",
             user=user_id,
@@ -106,7 +117,7 @@ class Postgres(Server):
             extra_groups=None if user_id is None else [],
         )
         if done.returncode != 0:
-            raise ServerFailedError(f"postgres: initdb in {cluster} failed:\n{done.stdout}{done.stderr}")
+            raise ServerFailedError(f"{self.name}: {program} failed:\n{done.stdout}{done.stderr}")
 
     def commands(self) -> Mapping[str, Command]:
         arguments = (str(binaries() / "postgres"), "-D", str(self.directory / "cluster"))
@@ -135,7 +146,7 @@ def create_database(settings: Settings) -> None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(settings.postgres_database)))
 
 
-def _let_through(path: Path) -> None:
+def let_through(path: Path) -> None:
     """Let other users pass through the directories above a path (not list them), as its server runs as another user."""
     for directory in path.resolve().parents:
         mode = directory.stat().st_mode

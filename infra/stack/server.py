@@ -61,6 +61,8 @@ class Server(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    optional: ClassVar[bool] = False
+    """Whether it is part of the stack only when asked for by name; once started, it is until the next `down`."""
     start_seconds: ClassVar[float] = 180
     """Deadline of becoming healthy. Generous, as machines are noisy; a process that dies is noticed at once."""
     stop_seconds: ClassVar[float] = 30

@@ -23,15 +23,20 @@ from infra.settings import Settings
 from infra.stack.errors import StackError
 from infra.stack.server import Server, ServerStatus
 
-__all__ = ["Stack", "server_types"]
+__all__ = ["Stack", "all_server_types", "server_types"]
 
 Report = Callable[[str, str], None]
 """Told (server, what happened): ``starting``, ``healthy after 3.2 s``, ``stopping``, ``stopped``, ``failed``."""
 
 
-@cache
 def server_types() -> dict[str, type[Server]]:
-    """Every server of the stack by its name, in alphabetical order."""
+    """Every server that the stack always has, by its name, in alphabetical order."""
+    return {name: kind for name, kind in all_server_types().items() if not kind.optional}
+
+
+@cache
+def all_server_types() -> dict[str, type[Server]]:
+    """Those and the optional ones."""
     found: dict[str, type[Server]] = {}
     for module in iter_modules(package.__path__):
         for value in vars(import_module(f"{package.__name__}.{module.name}")).values():
@@ -45,11 +50,16 @@ class Stack:
 
     def __init__(self, settings: Settings, only: Iterable[str] = ()) -> None:
         self.settings = settings
-        chosen = list(dict.fromkeys(only)) or list(server_types())
-        unknown = [name for name in chosen if name not in server_types()]
+        kinds = all_server_types()
+        chosen = list(dict.fromkeys(only))
+        unknown = [name for name in chosen if name not in kinds]
         if unknown:
-            raise StackError(f"no server is called {', '.join(unknown)}; there are {', '.join(server_types())}")
-        self.servers = [server_types()[name](settings) for name in chosen]
+            raise StackError(f"no server is called {', '.join(unknown)}; there are {', '.join(kinds)}")
+        if chosen:
+            self.servers = [kinds[name](settings) for name in chosen]
+        else:
+            every = [kind(settings) for kind in kinds.values()]
+            self.servers = [server for server in every if not server.optional or _was_started(server)]
 
     def up(self, report: Report = lambda name, event: None) -> None:
         """Start all that is not running and wait until all are healthy.
@@ -85,7 +95,7 @@ class Stack:
         """Stop all servers; state stays in the data directory."""
 
         def bring_down(server: Server) -> None:
-            if any(process.was_started for process in server.processes()):
+            if _was_started(server):
                 report(server.name, "stopping")
                 server.stop()
                 report(server.name, "stopped")
@@ -133,6 +143,10 @@ class Stack:
                 report("stack", f"waiting for another up or down of {directory}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _was_started(server: Server) -> bool:
+    return any(process.was_started for process in server.processes())
 
 
 @contextmanager

@@ -140,6 +140,8 @@ class CassandraSink(Sink):
     name: ClassVar[str] = "cassandra"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 1
+    insert: ClassVar[str] = _INSERT
+    """Inserts one row; ``{keyspace}`` is the keyspace's name."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -158,7 +160,7 @@ class CassandraSink(Sink):
             try:
                 session = cluster.connect()
                 keyspace = f'"{self._settings.cassandra_keyspace}"'
-                self._insert = session.prepare(_INSERT.format(keyspace=keyspace))
+                self._insert = session.prepare(self.insert.format(keyspace=keyspace))
                 self._insert_position = session.prepare(_INSERT_POSITION.format(keyspace=keyspace))
                 self._select_position = session.prepare(_SELECT_POSITION.format(keyspace=keyspace))
             except InvalidRequest as error:
@@ -187,15 +189,19 @@ class CassandraSink(Sink):
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
         last = {addition.after.partition: addition.after for addition in additions}
-        await asyncio.to_thread(self._write, ledger.gather(additions), [] if rehearse else list(last.values()))
+        await asyncio.to_thread(self._write, self._values(additions), [] if rehearse else list(last.values()))
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
         rows = ledger.with_place(events, shard, sequence, np.array(kept, np.int64))
-        await asyncio.to_thread(self._write, rows, [])
+        await asyncio.to_thread(self._write, statement_rows(rows), [])
 
-    def _write(self, rows: Rows, positions: Sequence[Position]) -> None:
+    def _values(self, additions: Sequence[Addition]) -> list[list[bytes]]:
+        """The rows of a batch as serialized values, in the order of the insert's columns."""
+        return statement_rows(ledger.gather(additions))
+
+    def _write(self, values: Sequence[list[bytes]], positions: Sequence[Position]) -> None:
         with _translated():
-            batches = [(batch, ()) for batch in self._batches(statement_rows(rows))]
+            batches = [(batch, ()) for batch in self._batches(values)]
             if batches:
                 execute_concurrent(self._session, batches, concurrency=BATCHES_IN_FLIGHT, raise_on_first_error=True)
             for position in positions:

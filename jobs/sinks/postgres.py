@@ -4,6 +4,10 @@ One transaction per batch holds the rows, the balances and the position, so they
 is locked first and compared with the one the batch starts from: of two sinks that both believe to own a shard, the
 later one finds the position moved, and drops what the other has applied. A row that is already there is therefore not
 a repeat but an alarm.
+
+An operator's repair (`streambank dlq replay`) may change the same accounts meanwhile. What happens then is the setting
+``STREAMBANK_POSTGRES_LOCKING``: ``optimistic`` changes a row only if it holds nothing newer, and starts the batch anew
+after a deadlock; ``pessimistic`` locks the rows in the order of their keys before it changes them.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import psycopg
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
 from jobs.sinks import ledger_rows as ledger
+from jobs.sinks.account_locking import Locking
 from jobs.sinks.base import (
     Addition,
     Position,
@@ -33,7 +38,7 @@ from pipelines.avro_schema import EventType
 from pipelines.catalogue import LEDGER_EVENTS, Topic
 from pipelines.frames import Events, Rows
 
-__all__ = ["PostgresSink"]
+__all__ = ["PostgresSink", "copy_rows"]
 
 STATEMENT_TIMEOUT_MS: Final = 60_000
 LOCK_TIMEOUT_MS: Final = 20_000
@@ -123,9 +128,16 @@ _POSITIONS: Final = """
 _UPDATE: Final = """
     UPDATE accounts SET debits_pending = changed.debits_pending, debits_posted = changed.debits_posted,
         credits_pending = changed.credits_pending, credits_posted = changed.credits_posted, flags = changed.flags,
-        sequence = changed.sequence, event_index = changed.event_index
+        sequence = changed.sequence, event_index = changed.event_index, version = accounts.version + 1
     FROM account_changes AS changed
     WHERE accounts.shard = changed.shard AND accounts.id = changed.id
+"""
+_UNLESS_NEWER: Final = """
+        AND (accounts.sequence, accounts.event_index) <= (changed.sequence, changed.event_index)
+"""
+_LOCK: Final = """
+    SELECT FROM accounts JOIN account_changes USING (shard, id) ORDER BY accounts.shard, accounts.id
+    FOR UPDATE OF accounts
 """
 
 
@@ -134,14 +146,18 @@ class _Rehearsed(Exception):  # noqa: N818 - leaves a transaction, is no error
 
 
 class PostgresSink(Sink):
-    """See the module."""
+    """See the module. ``schema`` is that of the tables; another than the live one holds a rebuild."""
 
     name: ClassVar[str] = "postgres"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 0
+    scratch: ClassVar[tuple[str, CopyTable]] = ("account_changes", CHANGES)
+    """Temporary table of each connection, emptied at every commit."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, schema: str = "public") -> None:
         super().__init__()
+        self._schema = schema
+        self._locking = Locking(settings.postgres_locking)
         self._conninfo = postgres_conninfo(settings, SINK_ROLE)
         self._topic_name = settings.kafka_topic(self.topic.name)
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -169,7 +185,6 @@ class PostgresSink(Sink):
             return await self._positions(connection, numbers, lock=False)
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
-        rows = ledger.gather(additions)
         first: dict[int, Position] = {}
         last: dict[int, Position] = {}
         for addition in additions:
@@ -180,13 +195,17 @@ class PostgresSink(Sink):
                 stored = await self._positions(connection, sorted(first), lock=True)
                 if moved := [partition for partition in first if stored.get(partition) != first[partition]]:
                     raise PositionMoved(moved)
-                await self._insert(connection, rows)
-                await self._set_balances(connection, ledger.account_changes(rows))
+                await self._apply_events(connection, additions)
                 if rehearse:
                     raise _Rehearsed
                 await self._store_positions(connection, list(last.values()))
         except _Rehearsed:
             pass
+
+    async def _apply_events(self, connection: psycopg.AsyncConnection[Any], additions: Sequence[Addition]) -> None:
+        rows = ledger.gather(additions)
+        await self._insert(connection, rows)
+        await self._set_balances(connection, ledger.account_changes(rows))
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
         rows = ledger.with_place(events, shard, sequence, np.array(kept, np.int64))
@@ -197,17 +216,19 @@ class PostgresSink(Sink):
                     await connection.execute(
                         f"CREATE TEMPORARY TABLE reapplied_{name} ({table.definitions}) ON COMMIT DROP"
                     )
-                    await _copy(connection, f"reapplied_{name}", table, chosen)
+                    await copy_rows(connection, f"reapplied_{name}", table, chosen)
                     await connection.execute(
                         f"INSERT INTO {name} ({table.names}) SELECT * FROM reapplied_{name} ON CONFLICT DO NOTHING"  # noqa: S608
                     )
             if len(changes):
-                await _copy(connection, "account_changes", CHANGES, changes)
+                await copy_rows(connection, "account_changes", CHANGES, changes)
                 unknown = await connection.execute(
                     "SELECT id FROM account_changes EXCEPT SELECT id FROM accounts WHERE shard = %s", [shard]
                 )
                 if missing := await unknown.fetchall():
                     raise Refused("account_unknown", f"shard {shard} has no account {missing[0][0]}")
+                if self._locking is Locking.PESSIMISTIC:
+                    await connection.execute(_LOCK)
                 await connection.execute(
                     _UPDATE + "AND (accounts.sequence, accounts.event_index) < (changed.sequence, changed.event_index)"
                 )
@@ -240,17 +261,26 @@ class PostgresSink(Sink):
     async def _insert(self, connection: psycopg.AsyncConnection[Any], rows: Rows) -> None:
         for name, event_type, table in TABLES:
             if len(chosen := ledger.of_kind(rows, event_type)):
-                await _copy(connection, name, table, chosen)
+                await copy_rows(connection, name, table, chosen)
 
     async def _set_balances(self, connection: psycopg.AsyncConnection[Any], changes: Rows) -> None:
         """The events carry absolute balances: each account is set once, to its last ones."""
         if not len(changes):
             return
-        await _copy(connection, "account_changes", CHANGES, changes)
+        await copy_rows(connection, "account_changes", CHANGES, changes)
         # Not prepared: a generic plan made for few changes would be kept for many.
-        cursor = await connection.execute(_UPDATE, prepare=False)
+        if self._locking is Locking.PESSIMISTIC:
+            await connection.execute(_LOCK, prepare=False)
+        cursor = await connection.execute(_UPDATE + _UNLESS_NEWER, prepare=False)
         if cursor.rowcount != len(changes):
-            raise Refused("account_unknown", f"{len(changes) - cursor.rowcount} account(s) of transfers do not exist")
+            missing = len(changes) - cursor.rowcount
+            newer = await connection.execute(
+                "SELECT count(*) FROM accounts JOIN account_changes AS changed USING (shard, id)"
+                " WHERE (accounts.sequence, accounts.event_index) > (changed.sequence, changed.event_index)"
+            )
+            if found := (await newer.fetchone() or (0,))[0]:
+                raise SequenceBroken(f"{found} account(s) are newer than the events: something else wrote to them")
+            raise Refused("account_unknown", f"{missing} account(s) of transfers do not exist")
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -272,15 +302,15 @@ class PostgresSink(Sink):
             autocommit=True,
             application_name=f"streambank-sink-{self.name}",
             options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-            " -c idle_in_transaction_session_timeout=60000",
+            f" -c idle_in_transaction_session_timeout=60000 -c search_path={self._schema}",
         )
-        await connection.execute(
-            f"CREATE TEMPORARY TABLE account_changes ({CHANGES.definitions}) ON COMMIT DELETE ROWS"
-        )
+        name, table = self.scratch
+        await connection.execute(f"CREATE TEMPORARY TABLE {name} ({table.definitions}) ON COMMIT DELETE ROWS")
         return connection
 
 
-async def _copy(connection: psycopg.AsyncConnection[Any], name: str, table: CopyTable, rows: Rows) -> None:
+async def copy_rows(connection: psycopg.AsyncConnection[Any], name: str, table: CopyTable, rows: Rows) -> None:
+    """Rows of words into a table."""
     async with (
         connection.cursor() as cursor,
         cursor.copy(f"COPY {name} ({table.names}) FROM STDIN (FORMAT BINARY)") as copy,

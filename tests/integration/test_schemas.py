@@ -48,7 +48,7 @@ class _ChangedTopic(Topic):
 
     def schema(self) -> dict[str, Any]:
         schema = copy.deepcopy(LEDGER_COMMANDS.schema())
-        transfer = schema["fields"][-1]["type"]["items"][1]
+        transfer = schema["fields"][4]["type"]["items"][1]
         transfer["fields"].append({"name": "purpose", "type": "string", "doc": "Without a default."})
         return schema
 
@@ -111,7 +111,7 @@ def test_cli_registers_and_checks(registry: Registry, environment: Settings) -> 
 def test_cli_check_names_the_field_that_the_registry_would_refuse(registry: Registry, environment: Settings) -> None:
     """What is deployed is ahead: the registry holds a field of another type than the file here."""
     deployed = copy.deepcopy(LEDGER_COMMANDS.schema())
-    code = next(f for f in deployed["fields"][-1]["type"]["items"][1]["fields"] if f["name"] == "code")
+    code = next(f for f in deployed["fields"][4]["type"]["items"][1]["fields"] if f["name"] == "code")
     code["type"], code["maximum"] = "long", 2**40
     with SchemaRegistry(environment) as connection:
         body = json.dumps({"schemaType": "AVRO", "schema": json.dumps(deployed)})

@@ -16,7 +16,7 @@ from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, LEDGER_RESULTS, 
 
 
 def _event(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    events = schema["fields"][-1]["type"]["items"]
+    events = schema["fields"][4]["type"]["items"]
     return next(branch for branch in events if branch["name"] == name)
 
 
@@ -64,7 +64,7 @@ INCOMPATIBLE: list[tuple[str, Topic, Change, str]] = [
     (
         "event type removed",
         LEDGER_COMMANDS,
-        lambda schema: schema["fields"][-1]["type"]["items"].pop(0),
+        lambda schema: schema["fields"][4]["type"]["items"].pop(0),
         "LedgerCommands.events: no branch of the union takes record CreateAccount",
     ),
     (
@@ -125,7 +125,7 @@ COMPATIBLE: list[tuple[str, Topic, Change]] = [
     (
         "event type added",
         LEDGER_COMMANDS,
-        lambda schema: schema["fields"][-1]["type"]["items"].append({"type": "record", "name": "Close", "fields": []}),
+        lambda schema: schema["fields"][4]["type"]["items"].append({"type": "record", "name": "Close", "fields": []}),
     ),
     (
         "result code added",

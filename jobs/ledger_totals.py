@@ -1,0 +1,7 @@
+"""The ledger's totals as a Flink job: ``streambank submit ledger_totals``."""
+
+from jobs.flink_runtime import run
+from pipelines.catalogue import PIPELINES
+
+if __name__ == "__main__":
+    run(PIPELINES["ledger_totals"])

@@ -13,6 +13,7 @@ Prices are in ticks, quantities in lots. Shared by bench and tests.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -25,7 +26,7 @@ from pipelines.codec import codec_of
 from pipelines.frames import Events, Rows
 
 __all__ = [
-    "PUBLISHED", "Scenario", "command_rows", "interleaved_stream", "many_symbols_stream", "published_stream",
+    "PUBLISHED", "Scenario", "command_rows", "interleaved_stream", "published_stream",
     "report_hash",
 ]  # fmt: skip
 
@@ -214,7 +215,7 @@ def command_rows(messages: NDArray[np.int64], symbols: list[str] | None = None, 
     orders["symbol"] = symbol_words[given[:, 7] if messages.shape[1] > 7 else 0]
     orders["account"] = account_words[given[:, 8] if messages.shape[1] > 8 else 0]
     orders["side"], orders["price"], orders["quantity"], orders["time_in_force"] = given[:, 3:7].T
-    rows[chosen] = orders.view(np.int64).reshape(len(orders), -1)
+    rows[chosen] = orders.view(np.int64).reshape(-1, codec.row_words)
     rows[kinds != NEW, 1] = messages[kinds != NEW, 2]
     chosen = kinds == AMEND
     amends = rows[chosen].view(amend)[:, 0]
@@ -222,7 +223,7 @@ def command_rows(messages: NDArray[np.int64], symbols: list[str] | None = None, 
     amends["price"], amends["quantity"] = given[:, 4:6].T
     amends["price_is_set"] = given[:, 4] > 0
     amends["quantity_is_set"] = given[:, 5] > 0
-    rows[chosen] = amends.view(np.int64).reshape(len(amends), -1)
+    rows[chosen] = amends.view(np.int64).reshape(-1, codec.row_words)
     del cancel
     return Events(rows, np.frombuffer(bytes(heap) + b"\0" * 8, np.uint8))
 
@@ -263,3 +264,78 @@ def report_hash(messages: NDArray[np.int64], reports: Rows) -> tuple[str, int, i
         parts.clear()
         first = False
     return digest.hexdigest(), len(reports), int(np.count_nonzero(types == 1))
+
+
+def interleaved_stream(
+    messages: int, live: int = 1_000, symbols: int = 1, accounts: int = 1_000, levels: int = 790, seed: int = 1
+) -> tuple[NDArray[np.int64], int, int]:
+    """(messages, how many of them build the book up, orders live at the end).
+
+    After ``live`` orders that do not cross: 9 % limit orders, 3 % IOC, 6 % cancels, 82 % price moves of random live
+    orders, spread over ``symbols`` books of ``levels`` prices each. int64 (n, 9) for `command_rows`.
+
+    It matches the IOC orders itself, with heaps, to know which orders live; what it finds is a check on the engine.
+    """
+    random = np.random.default_rng(seed)
+    half = levels // 2
+    count = live + messages
+    which = random.random(count)
+    pick = random.random(count)
+    away = random.integers(1, half + 1, count)
+    sides = random.integers(0, 2, count)
+    quantities = random.integers(1, 101, count)
+    books = random.integers(0, symbols, count)
+    owners = random.integers(0, accounts, count)
+    middle = 10 * levels
+    rows = np.zeros((count, 9), np.int64)
+    ids: list[int] = []
+    orders: dict[int, list[int]] = {}
+    """Per live order: its place in ids, book * 2 + side, price, leaves, version of its heap entry."""
+    queues: list[list[tuple[int, int, int]]] = [[] for _ in range(2 * symbols)]
+    version = 0
+
+    def forget(order_id: int) -> None:
+        place = orders.pop(order_id)[0]
+        last = ids.pop()
+        if last != order_id:
+            ids[place] = last
+            orders[last][0] = place
+
+    columns = [column.tolist() for column in (which, pick, away, sides, quantities, books, owners)]
+    for number, (choice, where, distance, side, quantity, book, owner) in enumerate(zip(*columns, strict=True)):
+        order_id = number + 1
+        version += 1
+        if number < live or choice < 0.09 or not ids:
+            price = middle - distance if side == 0 else middle + distance
+            rows[number] = (NEW, 0, order_id, side, price, quantity, GTC, book, owner)
+            orders[order_id] = [len(ids), 2 * book + side, price, quantity, version]
+            ids.append(order_id)
+            heapq.heappush(queues[2 * book + side], (-price if side == 0 else price, version, order_id))
+        elif choice < 0.12:
+            price = middle + half if side == 0 else middle - half
+            rows[number] = (NEW, 0, order_id, side, price, quantity, IOC, book, owner)
+            queue = queues[2 * book + 1 - side]
+            while quantity and queue:
+                _, entry, maker = queue[0]
+                found = orders.get(maker)
+                if found is None or found[4] != entry:
+                    heapq.heappop(queue)
+                    continue
+                traded = min(quantity, found[3])
+                quantity -= traded
+                found[3] -= traded
+                if not found[3]:
+                    heapq.heappop(queue)
+                    forget(maker)
+        elif choice < 0.18:
+            chosen = ids[int(where * len(ids))]
+            rows[number] = (CANCEL, 0, chosen, 0, 0, 0, 0, 0, 0)
+            forget(chosen)
+        else:
+            chosen = ids[int(where * len(ids))]
+            found = orders[chosen]
+            price = middle - distance if found[1] & 1 == 0 else middle + distance
+            rows[number] = (AMEND, 0, chosen, 0, price, 0, 0, 0, 0)
+            found[2], found[4] = price, version
+            heapq.heappush(queues[found[1]], (-price if found[1] & 1 == 0 else price, version, chosen))
+    return rows, live, len(ids)

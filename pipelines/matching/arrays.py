@@ -107,3 +107,24 @@ class MatchingArrays(ArrayTable):
     touched_symbols: NDArray[np.int64]
     best: NDArray[np.int64]
     """Per symbol: bid price and quantity, ask price and quantity as last published, and the frame that touched it."""
+    new_orders: NDArray[np.void]
+    """The rows of the frame being applied, seen as NewOrder; and so on."""
+    cancels: NDArray[np.void]
+    amends: NDArray[np.void]
+    mass_cancel_orders: NDArray[np.void]
+    symbol_definitions: NDArray[np.void]
+    account_definitions: NDArray[np.void]
+    deposits: NDArray[np.void]
+    trading_statuses: NDArray[np.void]
+    kill_switches: NDArray[np.void]
+    mark_prices: NDArray[np.void]
+    session_limits: NDArray[np.void]
+    heap: NDArray[np.uint8]
+    """What the texts of the frame being applied point into."""
+
+
+COMMAND_VIEWS: Final = (
+    "new_orders", "cancels", "amends", "mass_cancel_orders", "symbol_definitions", "account_definitions", "deposits",
+    "trading_statuses", "kill_switches", "mark_prices", "session_limits",
+)  # fmt: skip
+"""Attributes that see the rows of a frame, in the order of the schema's union."""

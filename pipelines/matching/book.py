@@ -36,12 +36,12 @@ _ORDER_BITS: Final = (PAGE_BYTES // 64).bit_length() - 1
 _SYMBOL_BITS: Final = (PAGE_BYTES // 256).bit_length() - 1
 _ACCOUNT_BITS: Final = (PAGE_BYTES // 128).bit_length() - 1
 
-LIMIT: Final = int(OrderType.LIMIT)
-STOP: Final = int(OrderType.STOP)
-BUY: Final = int(Side.BUY)
-TRADE: Final = int(ExecType.TRADE)
-STATUS_PARTIALLY_FILLED: Final = int(OrderStatus.PARTIALLY_FILLED)
-STATUS_FILLED: Final = int(OrderStatus.FILLED)
+LIMIT: Final = np.int64(OrderType.LIMIT)
+STOP: Final = np.int64(OrderType.STOP)
+BUY: Final = np.int64(Side.BUY)
+TRADE: Final = np.int64(ExecType.TRADE)
+STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
+STATUS_FILLED: Final = np.int64(OrderStatus.FILLED)
 
 _EIGHT: Final = np.uint64(8)
 _ALL: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -117,9 +117,9 @@ def _text_id(length: Any, first: Any, second: Any, third: Any, fourth: Any) -> A
 
 
 @compiled
-def find_name(state: Any, heap: Any, word: Any) -> Any:
+def find_name(state: Any, word: Any) -> Any:
     """Slot of a name, -1 if it is not known."""
-    length, first, second, third, fourth = _text(heap, word)
+    length, first, second, third, fourth = _text(state.heap, word)
     slot = np.int64(-1)
     if length >= 0:
         key = _text_id(length, first, second, third, fourth)
@@ -141,12 +141,12 @@ def find_name(state: Any, heap: Any, word: Any) -> Any:
 
 
 @compiled
-def intern(state: Any, heap: Any, word: Any) -> Any:
+def intern(state: Any, word: Any) -> Any:
     """Slot of a name, a new one if it is not known; -1 if it cannot be a name or the column is full."""
-    slot = find_name(state, heap, word)
+    slot = find_name(state, word)
     if slot >= 0:
         return slot
-    length, first, second, third, fourth = _text(heap, word)
+    length, first, second, third, fourth = _text(state.heap, word)
     slot = state.meta[A.NAMES]
     if length < 0 or slot >= len(state.names):
         return np.int64(-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import numba
@@ -54,10 +55,13 @@ class ArrayTable:
     """Arrays as attributes, for Python and for compiled code.
 
     ``label`` names what the compiled code depends on besides the arrays' types: Numba's disk cache keeps code of
-    different labels apart.
+    different labels apart. ``moving`` are groups of attributes, given as samples of one dimension, that see the same
+    memory as different types; `point` says which memory, from one call of compiled code to the next.
     """
 
-    def __init__(self, arrays: Arrays, label: str) -> None:
+    def __init__(
+        self, arrays: Arrays, label: str, moving: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({})
+    ) -> None:
         words: list[int] = []
         attributes: dict[str, tuple[Any, list[tuple[int, tuple[int, ...]]]]] = {}
         self._kept = dict(arrays)
@@ -70,17 +74,30 @@ class ArrayTable:
                 places.append((len(words), array.shape[1:]))
                 words += [array.ctypes.data, len(array)]
             attributes[name] = (numba.typeof(value), places)
+        self._group_words: dict[str, int] = {}
+        for group, views in moving.items():
+            self._group_words[group] = len(words)
+            for name, sample in views.items():
+                attributes[name] = (numba.typeof(sample), [(len(words), ())])
+            words += [0, 0]
         self._table = np.array(words, np.int64)
         self.address: Final = self._table.ctypes.data
         layout = ", ".join(f"{name}: {kind} {places}" for name, (kind, places) in attributes.items())
         # the name goes into the name of every compiled function, so it is short
         digest = hashlib.sha256(f"{label}: {layout}".encode()).hexdigest()[:16]
-        self.numba_type: Final = _TableType(f"ArrayTable_{digest}", attributes)
+        self._numba_type_: Final = _TableType(f"ArrayTable_{digest}", attributes)
+
+
+    def point(self, group: str, data: NDArray[Any], length: int) -> None:
+        """Let a group's attributes see ``length`` items at ``data``, which must stay there until the next `point`."""
+        word = self._group_words[group]
+        self._table[word] = data.ctypes.data
+        self._table[word + 1] = length
 
 
 @typeof_impl.register(ArrayTable)
 def _typeof(value: ArrayTable, context: Any) -> Any:
-    return value.numba_type
+    return value._numba_type_
 
 
 @unbox(_TableType)
@@ -106,10 +123,16 @@ def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: st
     intp = context.get_value_type(types.intp)
     table = builder.inttoptr(address, ir.PointerType(ir.IntType(64)))
 
+    def load(word: int) -> Any:
+        loaded = builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), word)]))
+        # nothing changes the table while compiled code runs, so one load of each word is enough
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
     def build(array_type: Any, place: tuple[int, tuple[int, ...]]) -> Any:
         word, inner = place
-        data = builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), word)]))
-        length = builder.load(builder.gep(table, [ir.Constant(ir.IntType(64), word + 1)]))
+        data = load(word)
+        length = load(word + 1)
         array = make_array(array_type)(context, builder)
         itemsize = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
         strides = [itemsize]

@@ -68,35 +68,35 @@ __all__ = [
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
 _MAX_BALANCE: Final = 4 * 10**18
 
-NONE: Final = int(Reason.NONE)
-UNKNOWN_SYMBOL: Final = int(Reason.UNKNOWN_SYMBOL)
-UNKNOWN_ACCOUNT: Final = int(Reason.UNKNOWN_ACCOUNT)
-INVALID_DEFINITION: Final = int(Reason.INVALID_DEFINITION)
-INSUFFICIENT_FUNDS: Final = int(Reason.INSUFFICIENT_FUNDS)
-CAPACITY: Final = int(Reason.CAPACITY)
-MASS_CANCEL: Final = int(Reason.MASS_CANCEL)
-KILL_SWITCH: Final = int(Reason.KILL_SWITCH)
-END_OF_DAY: Final = int(Reason.END_OF_DAY)
-LIQUIDATION: Final = int(Reason.LIQUIDATION)
-CANCELED: Final = int(ExecType.CANCELED)
-EXPIRED: Final = int(ExecType.EXPIRED)
-NEW: Final = int(ExecType.NEW)
-STATUS_NEW: Final = int(OrderStatus.NEW)
-STATUS_CANCELED: Final = int(OrderStatus.CANCELED)
-STATUS_EXPIRED: Final = int(OrderStatus.EXPIRED)
-STATUS_PARTIALLY_FILLED: Final = int(OrderStatus.PARTIALLY_FILLED)
-STATUS_FILLED: Final = int(OrderStatus.FILLED)
-TRADE: Final = int(ExecType.TRADE)
-READY: Final = int(TradingStatus.READY_TO_TRADE)
-PRE_OPEN: Final = int(TradingStatus.PRE_OPEN)
-HALT: Final = int(TradingStatus.TRADING_HALT)
-CLOSED: Final = int(TradingStatus.NOT_AVAILABLE_FOR_TRADING)
-DAY: Final = int(TimeInForce.DAY)
-IOC: Final = int(TimeInForce.IOC)
-MARKET: Final = int(OrderType.MARKET)
-BUY: Final = int(Side.BUY)
-SELL: Final = int(Side.SELL)
-MARGIN: Final = int(RiskModel.MARGIN)
+NONE: Final = np.int64(Reason.NONE)
+UNKNOWN_SYMBOL: Final = np.int64(Reason.UNKNOWN_SYMBOL)
+UNKNOWN_ACCOUNT: Final = np.int64(Reason.UNKNOWN_ACCOUNT)
+INVALID_DEFINITION: Final = np.int64(Reason.INVALID_DEFINITION)
+INSUFFICIENT_FUNDS: Final = np.int64(Reason.INSUFFICIENT_FUNDS)
+CAPACITY: Final = np.int64(Reason.CAPACITY)
+MASS_CANCEL: Final = np.int64(Reason.MASS_CANCEL)
+KILL_SWITCH: Final = np.int64(Reason.KILL_SWITCH)
+END_OF_DAY: Final = np.int64(Reason.END_OF_DAY)
+LIQUIDATION: Final = np.int64(Reason.LIQUIDATION)
+CANCELED: Final = np.int64(ExecType.CANCELED)
+EXPIRED: Final = np.int64(ExecType.EXPIRED)
+NEW: Final = np.int64(ExecType.NEW)
+STATUS_NEW: Final = np.int64(OrderStatus.NEW)
+STATUS_CANCELED: Final = np.int64(OrderStatus.CANCELED)
+STATUS_EXPIRED: Final = np.int64(OrderStatus.EXPIRED)
+STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
+STATUS_FILLED: Final = np.int64(OrderStatus.FILLED)
+TRADE: Final = np.int64(ExecType.TRADE)
+READY: Final = np.int64(TradingStatus.READY_TO_TRADE)
+PRE_OPEN: Final = np.int64(TradingStatus.PRE_OPEN)
+HALT: Final = np.int64(TradingStatus.TRADING_HALT)
+CLOSED: Final = np.int64(TradingStatus.NOT_AVAILABLE_FOR_TRADING)
+DAY: Final = np.int64(TimeInForce.DAY)
+IOC: Final = np.int64(TimeInForce.IOC)
+MARKET: Final = np.int64(OrderType.MARKET)
+BUY: Final = np.int64(Side.BUY)
+SELL: Final = np.int64(Side.SELL)
+MARGIN: Final = np.int64(RiskModel.MARGIN)
 
 MARKET_STATUS: Final = 3
 """Kind of SecurityStatus on the market data topic."""
@@ -138,34 +138,34 @@ def _create_account(state: Any, name: Any) -> Any:
 
 
 @compiled
-def open_symbol(state: Any, heap: Any, word: Any) -> Any:
+def open_symbol(state: Any, word: Any) -> Any:
     """A symbol that no event defined, made on first use while none is defined at all; else -1."""
     if state.meta[A.SYMBOLS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
         return np.int64(-1)
-    name = intern(state, heap, word)
+    name = intern(state, word)
     return _create_symbol(state, name) if name >= 0 else np.int64(-1)
 
 
 @compiled
-def open_account(state: Any, heap: Any, word: Any) -> Any:
+def open_account(state: Any, word: Any) -> Any:
     """The same for an account; its risk model is OFF."""
     if state.meta[A.ACCOUNTS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
         return np.int64(-1)
-    name = intern(state, heap, word)
+    name = intern(state, word)
     return _create_account(state, name) if name >= 0 else np.int64(-1)
 
 
 @compiled_inline
-def symbol_of(state: Any, heap: Any, word: Any) -> Any:
+def symbol_of(state: Any, word: Any) -> Any:
     """The symbol of a row's text, -1 if it is not known."""
-    name = find_name(state, heap, word)
+    name = find_name(state, word)
     return np.int64(state.names[name].symbol) - 1 if name >= 0 else np.int64(-1)
 
 
 @compiled_inline
-def account_of(state: Any, heap: Any, word: Any) -> Any:
+def account_of(state: Any, word: Any) -> Any:
     """The account of a row's text, -1 if it is not known."""
-    name = find_name(state, heap, word)
+    name = find_name(state, word)
     return np.int64(state.names[name].account) - 1 if name >= 0 else np.int64(-1)
 
 
@@ -184,11 +184,11 @@ def admin_report(state: Any, given: Any, reason: Any) -> None:
 
 
 @compiled
-def define_symbol(state: Any, heap: Any, command: Any) -> Any:
+def define_symbol(state: Any, command: Any) -> Any:
     """Apply a SymbolDefinition; the reason, NONE if it was done."""
-    base = intern(state, heap, command.base_asset)
-    quote = intern(state, heap, command.quote_asset)
-    name = intern(state, heap, command.symbol)
+    base = intern(state, command.base_asset)
+    quote = intern(state, command.quote_asset)
+    name = intern(state, command.symbol)
     if name < 0 or command.symbol & 0xFFFFFFFF == 0 or base < 0 or quote < 0:
         return INVALID_DEFINITION
     if command.maker_fee > command.taker_fee:
@@ -244,9 +244,9 @@ def define_symbol(state: Any, heap: Any, command: Any) -> Any:
 
 
 @compiled
-def define_account(state: Any, heap: Any, command: Any) -> Any:
+def define_account(state: Any, command: Any) -> Any:
     """Apply an AccountDefinition; the reason, NONE if it was done."""
-    name = intern(state, heap, command.account)
+    name = intern(state, command.account)
     if name < 0 or command.account & 0xFFFFFFFF == 0:
         return INVALID_DEFINITION
     slot = np.int64(state.names[name].account) - 1
@@ -286,14 +286,14 @@ def _live_orders_of(state: Any, account: Any) -> Any:
 
 
 @compiled
-def deposit(state: Any, heap: Any, command: Any) -> Any:
+def deposit(state: Any, command: Any) -> Any:
     """Apply a Deposit; the reason, NONE if it was done."""
-    account = account_of(state, heap, command.account)
+    account = account_of(state, command.account)
     if account < 0:
-        account = open_account(state, heap, command.account)
+        account = open_account(state, command.account)
     if account < 0:
         return UNKNOWN_ACCOUNT
-    asset = intern(state, heap, command.asset)
+    asset = intern(state, command.asset)
     if asset < 0:
         return INVALID_DEFINITION
     slot = find_balance(state, account, asset)
@@ -364,17 +364,17 @@ def cancel_orders(state: Any, given: Any, symbol: Any, account: Any, which: Any,
 
 
 @compiled
-def mass_cancel(state: Any, heap: Any, given: Any, command: Any) -> None:
+def mass_cancel(state: Any, given: Any, command: Any) -> None:
     """Apply a MassCancel and write its report."""
     symbol = np.int64(-1)
     account = np.int64(-1)
     reason = NONE
     if command.symbol & 0xFFFFFFFF != 0:
-        symbol = symbol_of(state, heap, command.symbol)
+        symbol = symbol_of(state, command.symbol)
         if symbol < 0:
             reason = UNKNOWN_SYMBOL
     if command.account & 0xFFFFFFFF != 0:
-        account = account_of(state, heap, command.account)
+        account = account_of(state, command.account)
         if account < 0:
             reason = UNKNOWN_ACCOUNT
     affected = 0
@@ -398,9 +398,9 @@ def mass_cancel_report(state: Any, given: Any, reason: Any, affected: Any) -> No
 
 
 @compiled
-def kill_switch(state: Any, heap: Any, given: Any, command: Any) -> Any:
+def kill_switch(state: Any, given: Any, command: Any) -> Any:
     """Apply a KillSwitch; the reason, NONE if it was done."""
-    account = account_of(state, heap, command.account)
+    account = account_of(state, command.account)
     if account < 0:
         return UNKNOWN_ACCOUNT
     state.accounts[account].blocked = command.engaged
@@ -603,15 +603,15 @@ def _change_one(state: Any, given: Any, symbol: Any, status: Any) -> None:
 
 
 @compiled
-def change_status(state: Any, heap: Any, given: Any, command: Any) -> Any:
+def change_status(state: Any, given: Any, command: Any) -> Any:
     """Apply a SecurityTradingStatus; (reason, first symbol, last symbol whose stops may now be triggered)."""
     if command.symbol & 0xFFFFFFFF == 0:
         for symbol in range(state.meta[A.SYMBOLS]):
             _change_one(state, given, symbol, command.status)
         return NONE, np.int64(0), state.meta[A.SYMBOLS] - 1
-    symbol = symbol_of(state, heap, command.symbol)
+    symbol = symbol_of(state, command.symbol)
     if symbol < 0:
-        symbol = open_symbol(state, heap, command.symbol)
+        symbol = open_symbol(state, command.symbol)
     if symbol < 0:
         return UNKNOWN_SYMBOL, np.int64(-1), np.int64(-1)
     _change_one(state, given, symbol, command.status)
@@ -662,9 +662,9 @@ def _liquidate(state: Any, given: Any, account: Any, quote: Any) -> None:
 
 
 @compiled
-def mark_price(state: Any, heap: Any, given: Any, command: Any) -> Any:
+def mark_price(state: Any, given: Any, command: Any) -> Any:
     """Apply a MarkPrice: value the positions anew and liquidate accounts below their maintenance margin."""
-    symbol = symbol_of(state, heap, command.symbol)
+    symbol = symbol_of(state, command.symbol)
     if symbol < 0:
         return UNKNOWN_SYMBOL
     state.symbols[symbol].mark_price = command.price

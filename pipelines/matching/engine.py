@@ -123,65 +123,65 @@ LENGTH: Final = 0xFFFFFFFF
 POST_ONLY: Final = 8
 """Bit of an order's flags."""
 
-BUY: Final = int(Side.BUY)
-SELL: Final = int(Side.SELL)
-LIMIT: Final = int(OrderType.LIMIT)
-MARKET: Final = int(OrderType.MARKET)
-STOP: Final = int(OrderType.STOP)
-STOP_LIMIT: Final = int(OrderType.STOP_LIMIT)
-GTC: Final = int(TimeInForce.GTC)
-DAY: Final = int(TimeInForce.DAY)
-GTD: Final = int(TimeInForce.GTD)
-IOC: Final = int(TimeInForce.IOC)
-FOK: Final = int(TimeInForce.FOK)
-ACCOUNT_DEFAULT: Final = int(SelfTradePrevention.ACCOUNT_DEFAULT)
-PREVENTION_NONE: Final = int(SelfTradePrevention.NONE)
-CANCEL_NEWEST: Final = int(SelfTradePrevention.CANCEL_NEWEST)
-CANCEL_OLDEST: Final = int(SelfTradePrevention.CANCEL_OLDEST)
-CANCEL_BOTH: Final = int(SelfTradePrevention.CANCEL_BOTH)
-READY: Final = int(TradingStatus.READY_TO_TRADE)
-PRE_OPEN: Final = int(TradingStatus.PRE_OPEN)
-HALT: Final = int(TradingStatus.TRADING_HALT)
-CLOSED: Final = int(TradingStatus.NOT_AVAILABLE_FOR_TRADING)
+BUY: Final = np.int64(Side.BUY)
+SELL: Final = np.int64(Side.SELL)
+LIMIT: Final = np.int64(OrderType.LIMIT)
+MARKET: Final = np.int64(OrderType.MARKET)
+STOP: Final = np.int64(OrderType.STOP)
+STOP_LIMIT: Final = np.int64(OrderType.STOP_LIMIT)
+GTC: Final = np.int64(TimeInForce.GTC)
+DAY: Final = np.int64(TimeInForce.DAY)
+GTD: Final = np.int64(TimeInForce.GTD)
+IOC: Final = np.int64(TimeInForce.IOC)
+FOK: Final = np.int64(TimeInForce.FOK)
+ACCOUNT_DEFAULT: Final = np.int64(SelfTradePrevention.ACCOUNT_DEFAULT)
+PREVENTION_NONE: Final = np.int64(SelfTradePrevention.NONE)
+CANCEL_NEWEST: Final = np.int64(SelfTradePrevention.CANCEL_NEWEST)
+CANCEL_OLDEST: Final = np.int64(SelfTradePrevention.CANCEL_OLDEST)
+CANCEL_BOTH: Final = np.int64(SelfTradePrevention.CANCEL_BOTH)
+READY: Final = np.int64(TradingStatus.READY_TO_TRADE)
+PRE_OPEN: Final = np.int64(TradingStatus.PRE_OPEN)
+HALT: Final = np.int64(TradingStatus.TRADING_HALT)
+CLOSED: Final = np.int64(TradingStatus.NOT_AVAILABLE_FOR_TRADING)
 
-NEW: Final = int(ExecType.NEW)
-CANCELED: Final = int(ExecType.CANCELED)
-REPLACED: Final = int(ExecType.REPLACED)
-REJECTED: Final = int(ExecType.REJECTED)
-EXPIRED: Final = int(ExecType.EXPIRED)
-TRIGGERED: Final = int(ExecType.TRIGGERED)
-STATUS_NEW: Final = int(OrderStatus.NEW)
-STATUS_PARTIALLY_FILLED: Final = int(OrderStatus.PARTIALLY_FILLED)
-STATUS_CANCELED: Final = int(OrderStatus.CANCELED)
-STATUS_REPLACED: Final = int(OrderStatus.REPLACED)
-STATUS_REJECTED: Final = int(OrderStatus.REJECTED)
-STATUS_EXPIRED: Final = int(OrderStatus.EXPIRED)
+NEW: Final = np.int64(ExecType.NEW)
+CANCELED: Final = np.int64(ExecType.CANCELED)
+REPLACED: Final = np.int64(ExecType.REPLACED)
+REJECTED: Final = np.int64(ExecType.REJECTED)
+EXPIRED: Final = np.int64(ExecType.EXPIRED)
+TRIGGERED: Final = np.int64(ExecType.TRIGGERED)
+STATUS_NEW: Final = np.int64(OrderStatus.NEW)
+STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
+STATUS_CANCELED: Final = np.int64(OrderStatus.CANCELED)
+STATUS_REPLACED: Final = np.int64(OrderStatus.REPLACED)
+STATUS_REJECTED: Final = np.int64(OrderStatus.REJECTED)
+STATUS_EXPIRED: Final = np.int64(OrderStatus.EXPIRED)
 
-NONE: Final = int(Reason.NONE)
-UNKNOWN_SYMBOL: Final = int(Reason.UNKNOWN_SYMBOL)
-UNKNOWN_ACCOUNT: Final = int(Reason.UNKNOWN_ACCOUNT)
-UNKNOWN_ORDER: Final = int(Reason.UNKNOWN_ORDER)
-DUPLICATE_ORDER: Final = int(Reason.DUPLICATE_ORDER)
-EXCHANGE_CLOSED: Final = int(Reason.EXCHANGE_CLOSED)
-TRADING_HALT: Final = int(Reason.TRADING_HALT)
-INCORRECT_QUANTITY: Final = int(Reason.INCORRECT_QUANTITY)
-INVALID_PRICE: Final = int(Reason.INVALID_PRICE)
-INVALID_PRICE_INCREMENT: Final = int(Reason.INVALID_PRICE_INCREMENT)
-UNSUPPORTED: Final = int(Reason.UNSUPPORTED_ORDER_CHARACTERISTIC)
-SESSION_THROTTLED: Final = int(Reason.SESSION_THROTTLED)
-RATE_LIMIT: Final = int(Reason.RATE_LIMIT)
-ACCOUNT_BLOCKED: Final = int(Reason.ACCOUNT_BLOCKED)
-POST_ONLY_WOULD_TRADE: Final = int(Reason.POST_ONLY_WOULD_TRADE)
-EXPIRE_TIME_PASSED: Final = int(Reason.EXPIRE_TIME_PASSED)
-INSUFFICIENT_FUNDS: Final = int(Reason.INSUFFICIENT_FUNDS)
-CAPACITY: Final = int(Reason.CAPACITY)
-USER_REQUEST: Final = int(Reason.USER_REQUEST)
-IMMEDIATE_OR_CANCEL: Final = int(Reason.IMMEDIATE_OR_CANCEL)
-FILL_OR_KILL: Final = int(Reason.FILL_OR_KILL)
-MINIMUM_QUANTITY: Final = int(Reason.MINIMUM_QUANTITY)
-SELF_TRADE: Final = int(Reason.SELF_TRADE_PREVENTION)
-GOOD_TILL_DATE: Final = int(Reason.GOOD_TILL_DATE)
-VOLATILITY_HALT: Final = int(Reason.VOLATILITY_HALT)
+NONE: Final = np.int64(Reason.NONE)
+UNKNOWN_SYMBOL: Final = np.int64(Reason.UNKNOWN_SYMBOL)
+UNKNOWN_ACCOUNT: Final = np.int64(Reason.UNKNOWN_ACCOUNT)
+UNKNOWN_ORDER: Final = np.int64(Reason.UNKNOWN_ORDER)
+DUPLICATE_ORDER: Final = np.int64(Reason.DUPLICATE_ORDER)
+EXCHANGE_CLOSED: Final = np.int64(Reason.EXCHANGE_CLOSED)
+TRADING_HALT: Final = np.int64(Reason.TRADING_HALT)
+INCORRECT_QUANTITY: Final = np.int64(Reason.INCORRECT_QUANTITY)
+INVALID_PRICE: Final = np.int64(Reason.INVALID_PRICE)
+INVALID_PRICE_INCREMENT: Final = np.int64(Reason.INVALID_PRICE_INCREMENT)
+UNSUPPORTED: Final = np.int64(Reason.UNSUPPORTED_ORDER_CHARACTERISTIC)
+SESSION_THROTTLED: Final = np.int64(Reason.SESSION_THROTTLED)
+RATE_LIMIT: Final = np.int64(Reason.RATE_LIMIT)
+ACCOUNT_BLOCKED: Final = np.int64(Reason.ACCOUNT_BLOCKED)
+POST_ONLY_WOULD_TRADE: Final = np.int64(Reason.POST_ONLY_WOULD_TRADE)
+EXPIRE_TIME_PASSED: Final = np.int64(Reason.EXPIRE_TIME_PASSED)
+INSUFFICIENT_FUNDS: Final = np.int64(Reason.INSUFFICIENT_FUNDS)
+CAPACITY: Final = np.int64(Reason.CAPACITY)
+USER_REQUEST: Final = np.int64(Reason.USER_REQUEST)
+IMMEDIATE_OR_CANCEL: Final = np.int64(Reason.IMMEDIATE_OR_CANCEL)
+FILL_OR_KILL: Final = np.int64(Reason.FILL_OR_KILL)
+MINIMUM_QUANTITY: Final = np.int64(Reason.MINIMUM_QUANTITY)
+SELF_TRADE: Final = np.int64(Reason.SELF_TRADE_PREVENTION)
+GOOD_TILL_DATE: Final = np.int64(Reason.GOOD_TILL_DATE)
+VOLATILITY_HALT: Final = np.int64(Reason.VOLATILITY_HALT)
 
 RESPONSE_TO_CANCEL: Final = 0
 RESPONSE_TO_AMEND: Final = 1
@@ -314,7 +314,7 @@ def _available(state: Any, slot: Any, limit: Any, wanted: Any) -> Any:
 
 
 @compiled
-def _enter(state: Any, given: Any, command: Any, heap: Any, clock: Any) -> Any:
+def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
     """Admit a NewOrder: (slot of the order that now enters the market, symbol).
 
     Slot 0 if it was refused (symbol -1) or if it is a stop, which waits in the book.
@@ -324,12 +324,12 @@ def _enter(state: Any, given: Any, command: Any, heap: Any, clock: Any) -> Any:
     if _throttled(state, command.session, time):
         _reject(state, given, command, np.int64(-1), np.int64(-1), SESSION_THROTTLED)
         return nothing, np.int64(-1)
-    symbol = symbol_of(state, heap, command.symbol)
+    symbol = symbol_of(state, command.symbol)
     if symbol < 0:
-        symbol = open_symbol(state, heap, command.symbol)
-    account = account_of(state, heap, command.account)
+        symbol = open_symbol(state, command.symbol)
+    account = account_of(state, command.account)
     if account < 0 and symbol >= 0:
-        account = open_account(state, heap, command.account)
+        account = open_account(state, command.account)
     if symbol < 0 or account < 0:
         _reject(state, given, command, account, symbol, UNKNOWN_SYMBOL if symbol < 0 else UNKNOWN_ACCOUNT)
         return nothing, np.int64(-1)
@@ -447,20 +447,20 @@ def _enter(state: Any, given: Any, command: Any, heap: Any, clock: Any) -> Any:
 
 
 @compiled
-def _belongs(state: Any, heap: Any, slot: Any, account_word: Any, symbol_word: Any) -> Any:
+def _belongs(state: Any, slot: Any, account_word: Any, symbol_word: Any) -> Any:
     """Whether an order is of the account and of the symbol that a request names."""
     order = state.orders[slot]
-    if account_word & LENGTH != 0 and account_of(state, heap, account_word) != np.int64(order.account):
+    if account_word & LENGTH != 0 and account_of(state, account_word) != np.int64(order.account):
         return False
-    return symbol_word & LENGTH == 0 or symbol_of(state, heap, symbol_word) == np.int64(order.symbol)
+    return symbol_word & LENGTH == 0 or symbol_of(state, symbol_word) == np.int64(order.symbol)
 
 
 @compiled_inline
-def _named(state: Any, heap: Any, order_id: Any, account_word: Any, symbol_word: Any) -> Any:
+def _named(state: Any, order_id: Any, account_word: Any, symbol_word: Any) -> Any:
     """Slot of the order that a request names, -1 if there is no such order."""
     slot = id_index.find(state.order_index, state.orders, order_id)
     if slot >= 0 and (account_word | symbol_word) & LENGTH != 0:
-        if not _belongs(state, heap, slot, account_word, symbol_word):
+        if not _belongs(state, slot, account_word, symbol_word):
             slot = np.int64(-1)
     return slot
 
@@ -546,14 +546,14 @@ def _amend_stop(state: Any, given: Any, command: Any, slot: Any, price: Any, qua
 
 
 @compiled
-def _amend(state: Any, given: Any, command: Any, heap: Any, clock: Any) -> Any:
+def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     """Apply an AmendOrder: (slot of the order if it enters the market again, symbol); slot 0 and symbol -1 if not."""
     nothing = np.int64(0)
     time = command.transact_time if command.transact_time > 0 else clock
     if _throttled(state, command.session, time):
         _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
         return nothing, np.int64(-1)
-    slot = _named(state, heap, command.order_id, command.account, command.symbol)
+    slot = _named(state, command.order_id, command.account, command.symbol)
     if slot < 0:
         _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, UNKNOWN_ORDER)
         return nothing, np.int64(-1)
@@ -986,23 +986,8 @@ def _match(
 
 
 @compiled
-def apply_rows(
-    state: Any,
-    clock: Any,
-    heap: Any,
-    new_orders: Any,
-    cancels: Any,
-    amends: Any,
-    mass_cancels: Any,
-    symbol_definitions: Any,
-    account_definitions: Any,
-    deposits: Any,
-    trading_statuses: Any,
-    kill_switches: Any,
-    mark_prices: Any,
-    session_limits: Any,
-) -> Any:
-    """Apply a frame whose rows are seen as each of the event types, texts lying in ``heap``.
+def apply_rows(state: Any, clock: Any) -> Any:
+    """Apply the frame that ``state.rows`` was pointed to; ``state.new_orders`` and so on see it as the event types.
 
     Reports are left in ``state.reports`` (their number in ``work[REPORTS]``), market data in ``state.trades`` and the
     views beside it; returns the number of the latter's rows.
@@ -1016,6 +1001,7 @@ def apply_rows(
     state.meta[A.CLOCK] = clock
     mark(state.dirty, state.first_pages[A.META_PAGES])
     _expire(state, clock)
+    new_orders = state.new_orders
     count = len(new_orders)
     for i in range(count):
         if i % READ_AHEAD == 0 and state.meta[A.LIVE_ORDERS] > READ_AHEAD_FROM:
@@ -1028,47 +1014,47 @@ def apply_rows(
         minimum = np.int64(0)
         budget = np.int64(0)
         if kind == NEW_ORDER:
-            slot, symbol = _enter(state, i, new_orders[i], heap, clock)
+            slot, symbol = _enter(state, i, new_orders[i], clock)
             minimum = new_orders[i].minimum_quantity
             budget = new_orders[i].budget
         elif kind == CANCEL_ORDER:
-            cancel = cancels[i]
+            cancel = state.cancels[i]
             time = cancel.transact_time if cancel.transact_time > 0 else clock
             reason = np.int64(UNKNOWN_ORDER)
             named = np.int64(-1)
             if _throttled(state, cancel.session, time):
                 reason = np.int64(SESSION_THROTTLED)
             else:
-                named = _named(state, heap, cancel.order_id, cancel.account, cancel.symbol)
+                named = _named(state, cancel.order_id, cancel.account, cancel.symbol)
             if named >= 0:
                 take_off(state, i, named, CANCELED, STATUS_CANCELED, USER_REQUEST)
             else:
                 _cancel_reject(state, i, cancel.order_id, RESPONSE_TO_CANCEL, reason)
         elif kind == AMEND_ORDER:
-            slot, symbol = _amend(state, i, amends[i], heap, clock)
+            slot, symbol = _amend(state, i, state.amends[i], clock)
         elif kind == MASS_CANCEL:
-            command = mass_cancels[i]
+            command = state.mass_cancel_orders[i]
             time = command.transact_time if command.transact_time > 0 else clock
             if _throttled(state, command.session, time):
                 mass_cancel_report(state, i, SESSION_THROTTLED, np.int64(0))
             else:
-                mass_cancel(state, heap, i, command)
+                mass_cancel(state, i, command)
         else:
             reason = np.int64(NONE)
             if kind == SYMBOL_DEFINITION:
-                reason = np.int64(define_symbol(state, heap, symbol_definitions[i]))
+                reason = np.int64(define_symbol(state, state.symbol_definitions[i]))
             elif kind == ACCOUNT_DEFINITION:
-                reason = np.int64(define_account(state, heap, account_definitions[i]))
+                reason = np.int64(define_account(state, state.account_definitions[i]))
             elif kind == DEPOSIT:
-                reason = np.int64(deposit(state, heap, deposits[i]))
+                reason = np.int64(deposit(state, state.deposits[i]))
             elif kind == SECURITY_TRADING_STATUS:
-                reason, symbol, last_symbol = change_status(state, heap, i, trading_statuses[i])
+                reason, symbol, last_symbol = change_status(state, i, state.trading_statuses[i])
             elif kind == KILL_SWITCH:
-                reason = np.int64(kill_switch(state, heap, i, kill_switches[i]))
+                reason = np.int64(kill_switch(state, i, state.kill_switches[i]))
             elif kind == MARK_PRICE:
-                reason = np.int64(mark_price(state, heap, i, mark_prices[i]))
+                reason = np.int64(mark_price(state, i, state.mark_prices[i]))
             else:
-                reason = np.int64(limit_session(state, session_limits[i]))
+                reason = np.int64(limit_session(state, state.session_limits[i]))
             admin_report(state, i, reason)
 
         low = np.int64(NO_PRICE)
@@ -1150,9 +1136,9 @@ def reindex(state: Any) -> None:
 
 
 @compiled
-def intern_empty(state: Any, heap: Any) -> None:
+def intern_empty(state: Any) -> None:
     """Name 0 is the empty text: the asset of an instrument that has none."""
-    intern(state, heap, np.int64(0))
+    intern(state, np.int64(0))
 
 
 @compiled

@@ -108,7 +108,6 @@ class MatchingKernel:
         for topic, names in _EVENT_TYPES.items():
             if tuple(event_type.name for event_type in codec_of(topic).event_types) != names:
                 raise StreambankError(f"{topic}: the kernel is written for the events {', '.join(names)}")
-        self._command_views = [event_type.dtype for event_type in codec_of(_COMMANDS).event_types]
         order_slots = -(-(max_orders + 1) // 256) * 256
         positions = 2 * max_accounts
         self._state = pages.PagedState(
@@ -164,10 +163,17 @@ class MatchingKernel:
             best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
           ),
           _SOURCES,
+          {
+              "rows": {
+                  name: np.zeros(0, event_type.dtype)
+                  for name, event_type in zip(arrays.COMMAND_VIEWS, codec_of(_COMMANDS).event_types, strict=True)
+              },
+              "heap": {"heap": np.zeros(0, np.uint8)},
+          },
         )
         self._names = columns["names"].view(np.uint8)
         self._names.flags.writeable = False
-        engine.intern_empty(self._arrays, np.empty(0, np.uint8))
+        engine.intern_empty(self._arrays)
 
     def apply(self, frame: Frame) -> list[Output]:
         """Apply one frame of matching.commands; see `pipelines.kernel.Kernel.apply`.
@@ -181,13 +187,13 @@ class MatchingKernel:
             )
         state = self._arrays
         clock = max(int(state.meta[arrays.CLOCK]), frame.produced_at)
-        rows = frame.events.rows.view()
-        rows.flags.writeable = False  # one compilation serves decoded and hand-made rows
-        heap = frame.events.heap.view()
-        heap.flags.writeable = False
+        rows = np.ascontiguousarray(frame.events.rows)
+        heap = frame.events.heap
+        state.point("rows", rows, len(rows))
+        state.point("heap", heap, len(heap))
         if int(state.work[arrays.EXPIRIES]) + len(rows) > len(state.expiries):
             self._compact_expiries()
-        market_rows = engine.apply_rows(state, clock, heap, *[_seen_as(dtype, rows) for dtype in self._command_views])
+        market_rows = engine.apply_rows(state, clock)
         broken = int(state.work[arrays.BROKEN])
         if broken == arrays.OUTPUT_FULL:
             raise CapacityExceeded(

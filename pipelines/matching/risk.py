@@ -34,18 +34,18 @@ PPM: Final = 1_000_000
 
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
 
-BUY: Final = int(Side.BUY)
-MARKET: Final = int(OrderType.MARKET)
-MARGIN: Final = int(RiskModel.MARGIN)
-NONE: Final = int(Reason.NONE)
-INSUFFICIENT_FUNDS: Final = int(Reason.INSUFFICIENT_FUNDS)
-NOTIONAL_EXCEEDS: Final = int(Reason.NOTIONAL_EXCEEDS_THRESHOLD)
-ORDER_EXCEEDS: Final = int(Reason.ORDER_EXCEEDS_LIMIT)
-OUTSIDE_BAND: Final = int(Reason.PRICE_EXCEEDS_CURRENT_PRICE_BAND)
-RATE_LIMIT: Final = int(Reason.RATE_LIMIT)
-OPEN_ORDER_LIMIT: Final = int(Reason.OPEN_ORDER_LIMIT)
-POSITION_LIMIT: Final = int(Reason.POSITION_LIMIT)
-CAPACITY: Final = int(Reason.CAPACITY)
+BUY: Final = np.int64(Side.BUY)
+MARKET: Final = np.int64(OrderType.MARKET)
+MARGIN: Final = np.int64(RiskModel.MARGIN)
+NONE: Final = np.int64(Reason.NONE)
+INSUFFICIENT_FUNDS: Final = np.int64(Reason.INSUFFICIENT_FUNDS)
+NOTIONAL_EXCEEDS: Final = np.int64(Reason.NOTIONAL_EXCEEDS_THRESHOLD)
+ORDER_EXCEEDS: Final = np.int64(Reason.ORDER_EXCEEDS_LIMIT)
+OUTSIDE_BAND: Final = np.int64(Reason.PRICE_EXCEEDS_CURRENT_PRICE_BAND)
+RATE_LIMIT: Final = np.int64(Reason.RATE_LIMIT)
+OPEN_ORDER_LIMIT: Final = np.int64(Reason.OPEN_ORDER_LIMIT)
+POSITION_LIMIT: Final = np.int64(Reason.POSITION_LIMIT)
+CAPACITY: Final = np.int64(Reason.CAPACITY)
 
 
 @compiled_inline

@@ -207,7 +207,7 @@ def command_rows(messages: NDArray[np.int64], symbols: list[str] | None = None, 
     account_words = np.array(words[len(names) :], np.int64)
     kinds = messages[:, 0]
     rows[:, 0] = kinds
-    new, cancel, amend = (codec.event_type(name).dtype for name in ("NewOrder", "CancelOrder", "AmendOrder"))
+    new, amend = (codec.event_type(name).dtype for name in ("NewOrder", "AmendOrder"))
     chosen = kinds == NEW
     orders = rows[chosen].view(new)[:, 0]
     given = messages[chosen]
@@ -224,11 +224,10 @@ def command_rows(messages: NDArray[np.int64], symbols: list[str] | None = None, 
     amends["price_is_set"] = given[:, 4] > 0
     amends["quantity_is_set"] = given[:, 5] > 0
     rows[chosen] = amends.view(np.int64).reshape(-1, codec.row_words)
-    del cancel
     return Events(rows, np.frombuffer(bytes(heap) + b"\0" * 8, np.uint8))
 
 
-def report_hash(messages: NDArray[np.int64], reports: Rows) -> tuple[str, int, int]:
+def report_hash(reports: Rows) -> tuple[str, int, int]:
     """(SHA-256, lines, trades) of a run's report rows in the published form; ``input`` is the message's index.
 
     Lines are sorted by (message, type): 0 acknowledged, 1 trade, 2 canceled, 3 amended, 4 and 5 rejected.

@@ -107,6 +107,9 @@ class MatchingArrays(ArrayTable):
     touched_symbols: NDArray[np.int64]
     best: NDArray[np.int64]
     """Per symbol: bid price and quantity, ask price and quantity as last published, and the frame that touched it."""
+    symbol_cache: NDArray[np.int64]
+    """Symbols by short names, see `pipelines.matching.controls.symbol_of`: (text, number and length)."""
+    account_cache: NDArray[np.int64]
     new_orders: NDArray[np.void]
     """The rows of the frame being applied, seen as NewOrder; and so on."""
     cancels: NDArray[np.void]

@@ -29,7 +29,7 @@ from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
     "execution", "find_name", "free_order", "intern", "link", "mark_account", "mark_extra", "mark_order", "mark_symbol",
-    "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "shown_quantity", "touch", "touch_symbol", "unlink",
+    "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "short_text", "shown_quantity", "touch", "touch_symbol", "unlink",
 ]  # fmt: skip
 
 _ORDER_BITS: Final = (PAGE_BYTES // 64).bit_length() - 1
@@ -83,6 +83,16 @@ def _text_word(heap: Any, start: Any, end: Any) -> Any:
     for offset in range(count):
         word |= np.uint64(heap[start + offset]) << (_EIGHT * np.uint64(offset))
     return word
+
+
+@compiled_inline
+def short_text(heap: Any, word: Any) -> Any:
+    """(length, bytes) of a text of one to eight bytes; length 0 for any other."""
+    start = word >> 32
+    length = word & 0xFFFFFFFF
+    if start < 0 or length > 8 or start + length > len(heap):
+        return np.int64(0), np.uint64(0)
+    return length, _text_word(heap, start, start + length)
 
 
 @compiled_inline
@@ -251,8 +261,8 @@ def order_report(
     """Write an ExecutionReport about an order in the book."""
     order = state.orders[slot]
     execution(
-        state, given, exec_type, status, order.id, name_word(state, state.accounts[order.account].name),
-        name_word(state, state.symbols[order.symbol].name), np.int64(order.side), order.price, quantity, leaves,
+        state, given, exec_type, status, order.id, state.accounts[order.account].word,
+        state.symbols[order.symbol].word, np.int64(order.side), order.price, quantity, leaves,
         order.executed, reason,
     )  # fmt: skip
 
@@ -267,16 +277,18 @@ def touch_symbol(state: Any, symbol: Any) -> None:
 
 
 @compiled_inline
-def touch(state: Any, level: Any) -> None:
+def touch(state: Any, number: Any) -> None:
     """Note that a public level changes in this frame."""
+    level = state.levels[number]
     side = np.int64(level.side)
     if level.stamp != state.work[A.FRAME] and side & 2 == 0:
         level.stamp = state.work[A.FRAME]
-        number = state.work[A.TOUCHED]
-        state.touched[number, 0] = side
-        state.touched[number, 1] = level.price
-        state.touched[number, 2] = np.int64(level.published)
-        state.work[A.TOUCHED] = number + 1
+        note = state.work[A.TOUCHED]
+        state.touched[note, 0] = side
+        state.touched[note, 1] = level.price
+        state.touched[note, 2] = np.int64(level.published)
+        state.touched[note, 3] = number
+        state.work[A.TOUCHED] = note + 1
         touch_symbol(state, side // SIDES)
 
 
@@ -319,7 +331,7 @@ def link(state: Any, slot: Any, side: Any, price: Any) -> None:
     if number == 0:
         number = add_level(state, side, price)
     level = state.levels[number]
-    touch(state, level)
+    touch(state, number)
     order = state.orders[slot]
     shown = shown_quantity(state, order, slot)
     level.shown += shown
@@ -345,7 +357,7 @@ def unlink(state: Any, slot: Any) -> None:
     order = state.orders[slot]
     number = np.int64(order.level)
     level = state.levels[number]
-    touch(state, level)
+    touch(state, number)
     before = np.int64(order.prev)
     after = np.int64(order.next)
     order.level = 0
@@ -375,8 +387,8 @@ def take_off(state: Any, given: Any, slot: Any, exec_type: Any, status: Any, rea
     if order.flags & CHECKED:
         release(state, slot, order.leaves, True)
     execution(
-        state, given, exec_type, status, order.id, name_word(state, state.accounts[order.account].name),
-        name_word(state, state.symbols[order.symbol].name), np.int64(order.side), order.price, order.leaves, 0,
+        state, given, exec_type, status, order.id, state.accounts[order.account].word,
+        state.symbols[order.symbol].word, np.int64(order.side), order.price, order.leaves, 0,
         order.executed, reason,
     )  # fmt: skip
     free_order(state, slot)

@@ -30,6 +30,7 @@ from pipelines.matching.book import (
     next_market_row,
     next_report,
     order_report,
+    short_text,
     shown_quantity,
     take_off,
     touch,
@@ -52,6 +53,7 @@ from pipelines.matching.records import (
 )
 from pipelines.matching.risk import (
     FEES_ACCOUNT,
+    MAX_NOTIONAL_FLOAT,
     find_balance,
     mark_balance,
     release,
@@ -112,6 +114,7 @@ def _create_symbol(state: Any, name: Any) -> Any:
     mark_name(state, name)
     instrument = state.symbols[symbol]
     instrument.name = name
+    instrument.word = name_word(state, name)
     instrument.tick_size = 1
     instrument.lot_size = 1
     instrument.base_per_lot = 1
@@ -131,6 +134,7 @@ def _create_account(state: Any, name: Any) -> Any:
     state.names[name].account = account + 1
     mark_name(state, name)
     state.accounts[account].name = name
+    state.accounts[account].word = name_word(state, name)
     state.accounts[account].prevention = 1
     state.accounts[account].rate_interval = 1_000_000
     mark_account(state, account)
@@ -156,17 +160,59 @@ def open_account(state: Any, word: Any) -> Any:
 
 
 @compiled_inline
-def symbol_of(state: Any, word: Any) -> Any:
-    """The symbol of a row's text, -1 if it is not known."""
+def _cached(cache: Any, length: Any, text: Any) -> Any:
+    """What a text of at most eight bytes stood for when it was last looked up, -1 if that is not known any more."""
+    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52))
+    if cache[place, 0] == np.int64(text) and cache[place, 1] & 15 == length:
+        return cache[place, 1] >> 4
+    return np.int64(-1)
+
+
+@compiled_inline
+def _remember(cache: Any, length: Any, text: Any, number: Any) -> None:
+    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52))
+    cache[place, 0] = np.int64(text)
+    cache[place, 1] = number << 4 | length
+
+
+@compiled
+def _look_up_symbol(state: Any, word: Any) -> Any:
     name = find_name(state, word)
     return np.int64(state.names[name].symbol) - 1 if name >= 0 else np.int64(-1)
 
 
-@compiled_inline
-def account_of(state: Any, word: Any) -> Any:
-    """The account of a row's text, -1 if it is not known."""
+@compiled
+def _look_up_account(state: Any, word: Any) -> Any:
     name = find_name(state, word)
     return np.int64(state.names[name].account) - 1 if name >= 0 else np.int64(-1)
+
+
+@compiled
+def symbol_of(state: Any, word: Any) -> Any:
+    """The symbol of a row's text, -1 if it is not known."""
+    length, text = short_text(state.heap, word)
+    if length == 0:
+        return _look_up_symbol(state, word)
+    symbol = _cached(state.symbol_cache, length, text)
+    if symbol < 0:
+        symbol = np.int64(_look_up_symbol(state, word))
+        if symbol >= 0:
+            _remember(state.symbol_cache, length, text, symbol)
+    return symbol
+
+
+@compiled
+def account_of(state: Any, word: Any) -> Any:
+    """The account of a row's text, -1 if it is not known."""
+    length, text = short_text(state.heap, word)
+    if length == 0:
+        return _look_up_account(state, word)
+    account = _cached(state.account_cache, length, text)
+    if account < 0:
+        account = np.int64(_look_up_account(state, word))
+        if account >= 0:
+            _remember(state.account_cache, length, text, account)
+    return account
 
 
 @compiled
@@ -200,10 +246,10 @@ def define_symbol(state: Any, command: Any) -> Any:
         for kind in range(SIDES):
             in_use = in_use or state.sides[symbol * SIDES + kind].best != 0
         # what reserves and positions were computed with must stay
+        if instrument.defined != 0 and (instrument.base_asset != base or instrument.quote_asset != quote):
+            return INVALID_DEFINITION
         if in_use and instrument.defined != 0 and (
-            instrument.base_asset != base
-            or instrument.quote_asset != quote
-            or instrument.base_per_lot != command.base_per_lot
+            instrument.base_per_lot != command.base_per_lot
             or instrument.quote_per_tick != command.quote_per_tick
             or instrument.maker_fee != command.maker_fee
             or instrument.taker_fee != command.taker_fee
@@ -251,15 +297,13 @@ def define_account(state: Any, command: Any) -> Any:
         return INVALID_DEFINITION
     slot = np.int64(state.names[name].account) - 1
     if slot < 0:
-        slot = _create_account(state, name)
+        slot = np.int64(_create_account(state, name))
         if slot < 0:
             return CAPACITY
-    account = state.accounts[slot]
-    if account.defined == 0:
-        if _live_orders_of(state, slot) > 0 and command.risk != 0:
-            return INVALID_DEFINITION
-    elif account.risk != command.risk and (account.open_orders > 0 or _live_orders_of(state, slot) > 0):
+    elif state.accounts[slot].risk != command.risk and _live_orders_of(state, slot) > 0:
+        # what they reserve could not be told any more
         return INVALID_DEFINITION
+    account = state.accounts[slot]
     account.risk = command.risk
     account.prevention = max(command.self_trade_prevention, 1)
     account.maximum_quantity = command.maximum_quantity
@@ -427,9 +471,9 @@ def write_trade(
     report.order_id = order.id
     report.maker_order_id = resting.id
     report.maker_order_id_is_set = 1
-    report.account = name_word(state, state.accounts[order.account].name)
-    report.maker_account = name_word(state, state.accounts[resting.account].name)
-    report.symbol = name_word(state, state.symbols[symbol].name)
+    report.account = state.accounts[order.account].word
+    report.maker_account = state.accounts[resting.account].word
+    report.symbol = state.symbols[symbol].word
     report.side = np.int64(order.side)
     report.price = price
     report.quantity = quantity
@@ -458,7 +502,7 @@ def write_status(state: Any, symbol: Any, auction_price: Any, auction_quantity: 
     instrument.sequence += 1
     row = state.statuses[number]
     row.kind = MARKET_STATUS
-    row.symbol = name_word(state, instrument.name)
+    row.symbol = instrument.word
     row.sequence = instrument.sequence
     row.status = instrument.status
     row.reference_price = instrument.last_price if instrument.last_price > 0 else instrument.reference_price
@@ -529,7 +573,7 @@ def _fill_head(state: Any, slot: Any, quantity: Any, price: Any, is_taker: Any) 
     order = state.orders[slot]
     number = np.int64(order.level)
     level = state.levels[number]
-    touch(state, level)
+    touch(state, number)
     shown = shown_quantity(state, order, slot)
     order.leaves -= quantity
     order.executed += quantity
@@ -667,6 +711,12 @@ def mark_price(state: Any, given: Any, command: Any) -> Any:
     symbol = symbol_of(state, command.symbol)
     if symbol < 0:
         return UNKNOWN_SYMBOL
+    for place in range(state.meta[A.POSITIONS]):
+        position = state.positions[place]
+        if position.id & 0xFFFFFFFF == symbol:
+            largest = abs(position.quantity) + position.open_buy + position.open_sell
+            if float(largest) * float(command.price) * float(state.symbols[symbol].quote_per_tick) > MAX_NOTIONAL_FLOAT:
+                return INVALID_DEFINITION
     state.symbols[symbol].mark_price = command.price
     mark_symbol(state, symbol)
     for place in range(state.meta[A.POSITIONS]):

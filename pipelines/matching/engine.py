@@ -190,8 +190,6 @@ RESPONSE_TO_AMEND: Final = 1
 @compiled
 def _throttled(state: Any, session: Any, time: Any) -> Any:
     """Whether a session sends more than it may; counts the message."""
-    if session == 0:
-        return False
     slot = id_index.find(state.session_index, state.sessions, session)
     if slot < 0 or state.sessions[slot].maximum_messages == 0:
         return False
@@ -222,8 +220,8 @@ def _reject(state: Any, given: Any, command: Any, account: Any, symbol: Any, rea
     """Write the report of a refused NewOrder."""
     execution(
         state, given, REJECTED, STATUS_REJECTED, command.order_id,
-        name_word(state, state.accounts[account].name if account >= 0 else np.int64(-1)),
-        name_word(state, state.symbols[symbol].name if symbol >= 0 else np.int64(-1)),
+        state.accounts[account].word if account >= 0 else np.int64(0),
+        state.symbols[symbol].word if symbol >= 0 else np.int64(0),
         command.side, command.price, command.quantity, np.int64(0), np.int64(0), reason,
     )  # fmt: skip
 
@@ -321,7 +319,7 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
     """
     time = command.transact_time if command.transact_time > 0 else clock
     nothing = np.int64(0)
-    if _throttled(state, command.session, time):
+    if command.session != 0 and _throttled(state, command.session, time):
         _reject(state, given, command, np.int64(-1), np.int64(-1), SESSION_THROTTLED)
         return nothing, np.int64(-1)
     symbol = symbol_of(state, command.symbol)
@@ -351,7 +349,10 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         | command.reserve_price
     )
     reason = np.int64(NONE)
-    if instrument.status == CLOSED:
+    if owner.risk != 0 and instrument.defined == 0:
+        # there is nothing that it could reserve
+        reason = np.int64(UNKNOWN_SYMBOL)
+    elif instrument.status == CLOSED:
         reason = np.int64(EXCHANGE_CLOSED)
     elif id_index.find(state.order_index, state.orders, command.order_id) >= 0:
         reason = np.int64(DUPLICATE_ORDER)
@@ -432,8 +433,8 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
             _reject(state, given, command, account, symbol, reason)
             return nothing, np.int64(-1)
     execution(
-        state, given, NEW, STATUS_NEW, command.order_id, name_word(state, owner.name),
-        name_word(state, instrument.name), side, price, quantity, quantity, nothing, NONE,
+        state, given, NEW, STATUS_NEW, command.order_id, owner.word,
+        instrument.word, side, price, quantity, quantity, nothing, NONE,
     )  # fmt: skip
     if in_force == GTD:
         state.work[A.EXPIRIES] = expiry.push(
@@ -550,7 +551,7 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     """Apply an AmendOrder: (slot of the order if it enters the market again, symbol); slot 0 and symbol -1 if not."""
     nothing = np.int64(0)
     time = command.transact_time if command.transact_time > 0 else clock
-    if _throttled(state, command.session, time):
+    if command.session != 0 and _throttled(state, command.session, time):
         _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
         return nothing, np.int64(-1)
     slot = _named(state, command.order_id, command.account, command.symbol)
@@ -606,7 +607,7 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     keeps_place = price == order.price and quantity < order.leaves
     if keeps_place:
         level = state.levels[order.level]
-        touch(state, level)
+        touch(state, np.int64(order.level))
         shown = shown_quantity(state, order, slot)
         left = min(shown, quantity)
         level.shown -= shown - left
@@ -624,8 +625,8 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
             state.extras[slot].shown = min(state.extras[slot].display_quantity, quantity)
             mark_extra(state, slot)
     execution(
-        state, given, REPLACED, STATUS_REPLACED, order.id, name_word(state, state.accounts[order.account].name),
-        name_word(state, instrument.name), np.int64(order.side), price, quantity, quantity, order.executed, NONE,
+        state, given, REPLACED, STATUS_REPLACED, order.id, state.accounts[order.account].word,
+        instrument.word, np.int64(order.side), price, quantity, quantity, order.executed, NONE,
     )  # fmt: skip
     if keeps_place:
         return nothing, np.int64(-1)
@@ -675,7 +676,7 @@ def _prevent_self_trade(state: Any, given: Any, slot: Any, maker: Any, leaves: A
         take_off(state, given, maker, CANCELED, STATUS_CANCELED, SELF_TRADE)
     else:
         level = state.levels[resting.level]
-        touch(state, level)
+        touch(state, np.int64(resting.level))
         shown = shown_quantity(state, resting, maker)
         left = min(shown, resting.leaves - common)
         level.shown -= shown - left
@@ -767,7 +768,10 @@ def _publish(state: Any) -> Any:
     for number in range(work[A.TOUCHED]):
         side = state.touched[number, 0]
         price = state.touched[number, 1]
-        level = find_level(state, side, price)
+        level = state.touched[number, 3]
+        record = state.levels[level]
+        if record.price != price or np.int64(record.side) != side or record.orders == 0:
+            level = np.int64(find_level(state, side, price))
         shown = np.int64(0)
         orders = np.int64(0)
         if level != 0:
@@ -784,7 +788,7 @@ def _publish(state: Any) -> Any:
         state.symbols[symbol].sequence += 1
         row = state.price_levels[written]
         row.kind = 1
-        row.symbol = name_word(state, state.symbols[symbol].name)
+        row.symbol = state.symbols[symbol].word
         row.sequence = state.symbols[symbol].sequence
         row.side = side & 1
         row.price = price
@@ -810,7 +814,7 @@ def _publish(state: Any) -> Any:
         state.symbols[symbol].sequence += 1
         top = state.tops[written]
         top.kind = 2
-        top.symbol = name_word(state, state.symbols[symbol].name)
+        top.symbol = state.symbols[symbol].word
         top.sequence = state.symbols[symbol].sequence
         top.bid_price = bid_price
         top.bid_quantity = bid_quantity
@@ -923,7 +927,7 @@ def _match(
                     ends = np.int64(SELF_TRADE)
                     break
                 continue
-            touch(state, level)
+            touch(state, number)
             shown = shown_quantity(state, resting, maker)
             quantity = min(shown, leaves)
             leaves -= quantity
@@ -1022,7 +1026,7 @@ def apply_rows(state: Any, clock: Any) -> Any:
             time = cancel.transact_time if cancel.transact_time > 0 else clock
             reason = np.int64(UNKNOWN_ORDER)
             named = np.int64(-1)
-            if _throttled(state, cancel.session, time):
+            if cancel.session != 0 and _throttled(state, cancel.session, time):
                 reason = np.int64(SESSION_THROTTLED)
             else:
                 named = _named(state, cancel.order_id, cancel.account, cancel.symbol)
@@ -1035,7 +1039,7 @@ def apply_rows(state: Any, clock: Any) -> Any:
         elif kind == MASS_CANCEL:
             command = state.mass_cancel_orders[i]
             time = command.transact_time if command.transact_time > 0 else clock
-            if _throttled(state, command.session, time):
+            if command.session != 0 and _throttled(state, command.session, time):
                 mass_cancel_report(state, i, SESSION_THROTTLED, np.int64(0))
             else:
                 mass_cancel(state, i, command)

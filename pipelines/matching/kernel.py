@@ -158,8 +158,10 @@ class MatchingKernel:
             tops=_seen_as(market_types[2].dtype, market_rows),
             statuses=_seen_as(market_types[3].dtype, market_rows),
             market_rows=market_rows,
-            touched=pages.reserve(np.int64, 3 * 4 * _BUFFER_ROWS).reshape(-1, 3),
+            touched=pages.reserve(np.int64, 4 * 4 * _BUFFER_ROWS).reshape(-1, 4),
             touched_symbols=pages.reserve(np.int64, max_symbols),
+            symbol_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
+            account_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
             best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
           ),
           _SOURCES,
@@ -319,6 +321,11 @@ class MatchingKernel:
                 level = int(ladder.next_level(state, level))
         return book
 
+    def order(self, order_id: int) -> dict[str, Any] | None:
+        """A live order as in `state_rows`; None if there is none."""
+        slot = find_order(self._arrays, order_id)
+        return None if slot < 0 else self._order_row(self._arrays.orders[slot])
+
     def audit(self) -> dict[str, int]:
         """Check the invariants of the whole state; O(orders). Raises `InvariantBroken` with what was found.
 
@@ -382,7 +389,7 @@ class MatchingKernel:
                 and waits == (kind >= ladder.BUY_STOPS)
                 and at == price
                 and int(order["priority"]) > priority
-                and int(id_index_find(state, int(order["id"]))) == slot
+                and int(find_order(state, int(order["id"]))) == slot
             )
             if not good:
                 raise InvariantBroken(f"matching: {name} side {kind}: order {order} is out of place at {price}")
@@ -455,7 +462,7 @@ class MatchingKernel:
         meta = state.meta
         names = self._name
         for record in state.symbols[: int(meta[arrays.SYMBOLS])]:
-            row = _plain(record, ("name", "status", "checks", "base_asset", "quote_asset", "defined"))
+            row = _plain(record, ("name", "word", "status", "checks", "base_asset", "quote_asset", "defined"))
             yield {
                 "type": "Symbol",
                 "symbol": names(int(record["name"])),
@@ -471,7 +478,7 @@ class MatchingKernel:
                 "risk": RiskModel(int(record["risk"])).name,
                 "blocked": bool(record["blocked"]),
                 "self_trade_prevention": SelfTradePrevention(int(record["prevention"])).name,
-                **_plain(record, ("name", "risk", "checks", "blocked", "prevention", "defined")),
+                **_plain(record, ("name", "word", "risk", "blocked", "prevention", "defined")),
             }
         for record in state.balances[: int(meta[arrays.BALANCES])]:
             account, asset = int(record["id"]) >> 32, int(record["id"]) & 0xFFFFFFFF
@@ -514,7 +521,7 @@ class MatchingKernel:
             "cumulative_quantity": int(order["executed"]),
         }
         if order["flags"] & HAS_EXTRA:
-            slot = int(id_index_find(state, int(order["id"])))
+            slot = int(find_order(state, int(order["id"])))
             extra = state.extras[slot]
             for name in ("shown", "display_quantity", "stop_price", "expire_at", "reserve_price"):
                 if int(extra[name]):
@@ -522,7 +529,7 @@ class MatchingKernel:
         return row
 
 
-def id_index_find(state: arrays.MatchingArrays, order_id: int) -> int:
+def find_order(state: arrays.MatchingArrays, order_id: int) -> int:
     """Slot of a live order, -1 if there is none."""
     slot: int = engine.find_order(state, order_id)
     return slot

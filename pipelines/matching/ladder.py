@@ -254,6 +254,7 @@ def remove_level(state: Any, number: Any) -> None:
             found.best = 0
         else:
             found.best = _first_below(state, root, 6 * np.int64(found.height) - 6, is_highest_first(side))
+    level.orders = 0
     level.head = state.work[FREE_LEVEL]
     state.work[FREE_LEVEL] = number
 

@@ -192,15 +192,16 @@ SYMBOL: Final = _record(
     ("maintenance_margin_ppm", "<i8"),
     ("mark_price", "<i8"),
     ("defined", "<i8"),
+    ("word", "<i8"),
 )
-"""``name`` is a slot of NAME, assets are slots of NAME or -1; ``last_price`` is 0 before the first trade; ``checks``
+"""``name`` is a slot of NAME and ``word`` how a row points to it, assets are slots of NAME or -1; ``last_price`` is 0 before the first trade; ``checks``
 is 1 when the instrument limits orders by band, quantity or notional."""
 
 ACCOUNT: Final = _record(
     128,
     ("name", "<i8"),
     ("risk", "<i8"),
-    ("checks", "<i8"),
+    ("word", "<i8"),
     ("blocked", "<i8"),
     ("prevention", "<i8"),
     ("open_orders", "<i8"),

@@ -181,19 +181,21 @@ def reserve(state: Any, slot: Any, lots: Any) -> Any:
         if side != BUY and position.quantity - position.open_sell - lots < -account.maximum_position:
             return POSITION_LIMIT
     if account.risk == MARGIN:
-        if instrument.mark_price == 0:
-            instrument.mark_price = max(order.price, instrument.last_price, instrument.reference_price)
+        mark_price = instrument.mark_price
+        if mark_price == 0:
+            mark_price = max(order.price, instrument.last_price, instrument.reference_price)
         open_buy = position.open_buy + (lots if side == BUY else 0)
         open_sell = position.open_sell + (lots if side != BUY else 0)
-        unit = instrument.mark_price * instrument.quote_per_tick
+        unit = mark_price * instrument.quote_per_tick
         largest = max(abs(position.quantity + open_buy), abs(position.quantity - open_sell))
-        if float(largest) * float(instrument.mark_price) * float(instrument.quote_per_tick) > MAX_NOTIONAL_FLOAT:
+        if float(largest) * float(mark_price) * float(instrument.quote_per_tick) > MAX_NOTIONAL_FLOAT:
             return NOTIONAL_EXCEEDS
         raised = _part(largest * unit, instrument.initial_margin_ppm) - position.initial
         balance = state.balances[position.quote]
         fees = lots * instrument.taker_fee
         if raised > 0 and balance.available + balance.value - fees < balance.initial + raised:
             return INSUFFICIENT_FUNDS
+        instrument.mark_price = mark_price
         position.open_buy = open_buy
         position.open_sell = open_sell
         value_position(state, place, symbol)

@@ -1,6 +1,6 @@
-"""The order streams of the matching benchmark: deterministic, and for three of them the right answers are published.
+"""The order streams of the matching benchmark: deterministic, and three of them with published answers.
 
-`published_stream` writes the stream of https://github.com/flash1-dev/matching-engine-benchmark (MIT): one million orders
+`published_stream` writes the stream of https://github.com/flash1-dev/matching-engine-benchmark (MIT): a million orders
 with their cancels and amendments in a market scenario. `report_hash` is the SHA-256 of the reports in the form in which
 that benchmark publishes it, so `PUBLISHED` proves that an engine matched every message right.
 
@@ -88,7 +88,7 @@ def _generate(uniforms, weights, volatility, swing, orders, messages):  # type: 
         drawn += 4
         z = math.sqrt(-2.0 * math.log(max(u1, 1e-300))) * math.cos(2.0 * math.pi * u2)
         mid *= math.exp(-0.5 * s * s + s * z)
-        m = int(math.floor(mid / TICK + 0.5))
+        m = math.floor(mid / TICK + 0.5)
         target = u3 * total
         low = 0
         high = LEVELS - 1

@@ -11,8 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.matching import arrays as A
-from pipelines.matching import id_index
+from pipelines.matching import arrays, id_index
 from pipelines.matching.ladder import SIDES, add_level, find_level, remove_level
 from pipelines.matching.records import (
     CHECKED,
@@ -28,8 +27,9 @@ from pipelines.matching.risk import release
 from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
-    "execution", "find_name", "free_order", "intern", "link", "mark_account", "mark_extra", "mark_order", "mark_symbol",
-    "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "short_text", "shown_quantity", "touch", "touch_symbol", "unlink",
+    "execution", "find_name", "free_order", "intern", "link", "mark_account", "mark_extra", "mark_order",
+    "mark_symbol", "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "short_text",
+    "shown_quantity", "touch", "touch_symbol", "unlink",
 ]  # fmt: skip
 
 _ORDER_BITS: Final = (PAGE_BYTES // 64).bit_length() - 1
@@ -49,22 +49,22 @@ _ALL: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 @compiled_inline
 def mark_order(state: Any, slot: Any) -> None:
-    mark(state.dirty, state.first_pages[A.ORDERS_PAGES] + (slot >> _ORDER_BITS))
+    mark(state.dirty, state.first_pages[arrays.ORDERS_PAGES] + (slot >> _ORDER_BITS))
 
 
 @compiled_inline
 def mark_extra(state: Any, slot: Any) -> None:
-    mark(state.dirty, state.first_pages[A.EXTRAS_PAGES] + (slot >> _ORDER_BITS))
+    mark(state.dirty, state.first_pages[arrays.EXTRAS_PAGES] + (slot >> _ORDER_BITS))
 
 
 @compiled_inline
 def mark_symbol(state: Any, symbol: Any) -> None:
-    mark(state.dirty, state.first_pages[A.SYMBOLS_PAGES] + (symbol >> _SYMBOL_BITS))
+    mark(state.dirty, state.first_pages[arrays.SYMBOLS_PAGES] + (symbol >> _SYMBOL_BITS))
 
 
 @compiled_inline
 def mark_account(state: Any, account: Any) -> None:
-    mark(state.dirty, state.first_pages[A.ACCOUNTS_PAGES] + (account >> _ACCOUNT_BITS))
+    mark(state.dirty, state.first_pages[arrays.ACCOUNTS_PAGES] + (account >> _ACCOUNT_BITS))
 
 
 @compiled_inline
@@ -157,7 +157,7 @@ def intern(state: Any, word: Any) -> Any:
     if slot >= 0:
         return slot
     length, first, second, third, fourth = _text(state.heap, word)
-    slot = state.meta[A.NAMES]
+    slot = state.meta[arrays.NAMES]
     if length < 0 or slot >= len(state.names):
         return np.int64(-1)
     key = _text_id(length, first, second, third, fourth)
@@ -173,7 +173,7 @@ def intern(state: Any, word: Any) -> Any:
     name.text_1 = second
     name.text_2 = third
     name.text_3 = fourth
-    state.meta[A.NAMES] = slot + 1
+    state.meta[arrays.NAMES] = slot + 1
     mark_name(state, slot)
     id_index.insert(state.name_index, key, slot)
     return slot
@@ -181,7 +181,7 @@ def intern(state: Any, word: Any) -> Any:
 
 @compiled_inline
 def mark_name(state: Any, slot: Any) -> None:
-    mark(state.dirty, state.first_pages[A.NAMES_PAGES] + (slot >> _ORDER_BITS))
+    mark(state.dirty, state.first_pages[arrays.NAMES_PAGES] + (slot >> _ORDER_BITS))
 
 
 @compiled_inline
@@ -195,22 +195,22 @@ def name_word(state: Any, slot: Any) -> Any:
 @compiled_inline
 def next_report(state: Any) -> Any:
     """Position of a report in the frame's buffer. A frame that makes more than fit stops the job: see the kernel."""
-    number = state.work[A.REPORTS]
+    number = state.work[arrays.REPORTS]
     if number < len(state.report_rows):
-        state.work[A.REPORTS] = number + 1
+        state.work[arrays.REPORTS] = number + 1
         return number
-    state.work[A.BROKEN] = A.OUTPUT_FULL
+    state.work[arrays.BROKEN] = arrays.OUTPUT_FULL
     return np.int64(0)
 
 
 @compiled_inline
 def next_market_row(state: Any) -> Any:
     """The same for a row of market data."""
-    number = state.work[A.TRADES]
+    number = state.work[arrays.TRADES]
     if number < len(state.market_rows):
-        state.work[A.TRADES] = number + 1
+        state.work[arrays.TRADES] = number + 1
         return number
-    state.work[A.BROKEN] = A.OUTPUT_FULL
+    state.work[arrays.BROKEN] = arrays.OUTPUT_FULL
     return np.int64(0)
 
 
@@ -232,7 +232,7 @@ def execution(
 ) -> None:
     """Write an ExecutionReport that is not a trade; ``account`` and ``symbol`` are words of names."""
     number = next_report(state)
-    state.meta[A.EXECUTIONS] += 1
+    state.meta[arrays.EXECUTIONS] += 1
     report = state.reports[number]
     report.kind = 0
     report.input = given
@@ -250,7 +250,7 @@ def execution(
     report.leaves_quantity = leaves
     report.cumulative_quantity = executed
     report.maker_leaves_quantity = 0
-    report.execution_id = state.meta[A.EXECUTIONS]
+    report.execution_id = state.meta[arrays.EXECUTIONS]
     report.reason = reason
 
 
@@ -270,10 +270,10 @@ def order_report(
 @compiled_inline
 def touch_symbol(state: Any, symbol: Any) -> None:
     """Note that a symbol's book may have changed in this frame."""
-    if state.best[symbol, 4] != state.work[A.FRAME]:
-        state.best[symbol, 4] = state.work[A.FRAME]
-        state.touched_symbols[state.work[A.TOUCHED_SYMBOLS]] = symbol
-        state.work[A.TOUCHED_SYMBOLS] += 1
+    if state.best[symbol, 4] != state.work[arrays.FRAME]:
+        state.best[symbol, 4] = state.work[arrays.FRAME]
+        state.touched_symbols[state.work[arrays.TOUCHED_SYMBOLS]] = symbol
+        state.work[arrays.TOUCHED_SYMBOLS] += 1
 
 
 @compiled_inline
@@ -281,14 +281,14 @@ def touch(state: Any, number: Any) -> None:
     """Note that a public level changes in this frame."""
     level = state.levels[number]
     side = np.int64(level.side)
-    if level.stamp != state.work[A.FRAME] and side & 2 == 0:
-        level.stamp = state.work[A.FRAME]
-        note = state.work[A.TOUCHED]
+    if level.stamp != state.work[arrays.FRAME] and side & 2 == 0:
+        level.stamp = state.work[arrays.FRAME]
+        note = state.work[arrays.TOUCHED]
         state.touched[note, 0] = side
         state.touched[note, 1] = level.price
         state.touched[note, 2] = np.int64(level.published)
         state.touched[note, 3] = number
-        state.work[A.TOUCHED] = note + 1
+        state.work[arrays.TOUCHED] = note + 1
         touch_symbol(state, side // SIDES)
 
 
@@ -303,13 +303,13 @@ def shown_quantity(state: Any, order: Any, slot: Any) -> Any:
 @compiled_inline
 def new_order_slot(state: Any) -> Any:
     """A free slot."""
-    slot = state.work[A.FREE_ORDER]
+    slot = state.work[arrays.FREE_ORDER]
     if slot != 0:
-        state.work[A.FREE_ORDER] = np.int64(state.orders[slot].next)
+        state.work[arrays.FREE_ORDER] = np.int64(state.orders[slot].next)
     else:
-        state.meta[A.ORDER_SLOTS] += 1
-        slot = state.meta[A.ORDER_SLOTS]
-    state.meta[A.LIVE_ORDERS] += 1
+        state.meta[arrays.ORDER_SLOTS] += 1
+        slot = state.meta[arrays.ORDER_SLOTS]
+    state.meta[arrays.LIVE_ORDERS] += 1
     return slot
 
 
@@ -318,9 +318,9 @@ def free_order(state: Any, slot: Any) -> None:
     """Give a slot back; the order is in no queue and not in the index."""
     order = state.orders[slot]
     order.flags = 0
-    order.next = state.work[A.FREE_ORDER]
-    state.work[A.FREE_ORDER] = slot
-    state.meta[A.LIVE_ORDERS] -= 1
+    order.next = state.work[arrays.FREE_ORDER]
+    state.work[arrays.FREE_ORDER] = slot
+    state.meta[arrays.LIVE_ORDERS] -= 1
     mark_order(state, slot)
 
 
@@ -346,8 +346,8 @@ def link(state: Any, slot: Any, side: Any, price: Any) -> None:
     else:
         state.orders[tail].next = slot
     level.tail = slot
-    state.meta[A.PRIORITY] += 1
-    order.priority = state.meta[A.PRIORITY]
+    state.meta[arrays.PRIORITY] += 1
+    order.priority = state.meta[arrays.PRIORITY]
     mark_order(state, slot)
 
 
@@ -392,5 +392,3 @@ def take_off(state: Any, given: Any, slot: Any, exec_type: Any, status: Any, rea
         order.executed, reason,
     )  # fmt: skip
     free_order(state, slot)
-
-

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import (
@@ -37,7 +37,7 @@ __all__ = ["ArrayTable"]
 Arrays = Mapping[str, "NDArray[Any] | tuple[NDArray[Any], ...]"]
 
 
-class _TableType(types.Type):  # type: ignore[misc]
+class _TableType(types.Type):
     """The layout of a table: per attribute its Numba type and, per array of it, (word in the table, inner shape)."""
 
     def __init__(self, name: str, attributes: dict[str, tuple[Any, list[tuple[int, tuple[int, ...]]]]]) -> None:
@@ -86,7 +86,6 @@ class ArrayTable:
         # the name goes into the name of every compiled function, so it is short
         digest = hashlib.sha256(f"{label}: {layout}".encode()).hexdigest()[:16]
         self._numba_type_: Final = _TableType(f"ArrayTable_{digest}", attributes)
-
 
     def point(self, group: str, data: NDArray[Any], length: int) -> None:
         """Let a group's attributes see ``length`` items at ``data``, which must stay there until the next `point`."""
@@ -149,7 +148,7 @@ def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: st
         )
         return array._getvalue()
 
-    if isinstance(kind, types.BaseTuple):
+    if len(places) > 1:
         members = [build(member, place) for member, place in zip(kind, places, strict=True)]
         return context.make_tuple(builder, kind, members)
     return build(kind, places[0])

@@ -14,8 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.matching import arrays as A
-from pipelines.matching import id_index
+from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
     find_name,
     free_order,
@@ -106,10 +105,10 @@ MARKET_STATUS: Final = 3
 
 @compiled
 def _create_symbol(state: Any, name: Any) -> Any:
-    symbol = state.meta[A.SYMBOLS]
+    symbol = state.meta[arrays.SYMBOLS]
     if symbol >= len(state.symbols):
         return np.int64(-1)
-    state.meta[A.SYMBOLS] = symbol + 1
+    state.meta[arrays.SYMBOLS] = symbol + 1
     state.names[name].symbol = symbol + 1
     mark_name(state, name)
     instrument = state.symbols[symbol]
@@ -127,10 +126,10 @@ def _create_symbol(state: Any, name: Any) -> Any:
 
 @compiled
 def _create_account(state: Any, name: Any) -> Any:
-    account = state.meta[A.ACCOUNTS]
+    account = state.meta[arrays.ACCOUNTS]
     if account >= len(state.accounts):
         return np.int64(-1)
-    state.meta[A.ACCOUNTS] = account + 1
+    state.meta[arrays.ACCOUNTS] = account + 1
     state.names[name].account = account + 1
     mark_name(state, name)
     state.accounts[account].name = name
@@ -144,7 +143,7 @@ def _create_account(state: Any, name: Any) -> Any:
 @compiled
 def open_symbol(state: Any, word: Any) -> Any:
     """A symbol that no event defined, made on first use while none is defined at all; else -1."""
-    if state.meta[A.SYMBOLS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
+    if state.meta[arrays.SYMBOLS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
         return np.int64(-1)
     name = intern(state, word)
     return _create_symbol(state, name) if name >= 0 else np.int64(-1)
@@ -153,7 +152,7 @@ def open_symbol(state: Any, word: Any) -> Any:
 @compiled
 def open_account(state: Any, word: Any) -> Any:
     """The same for an account; its risk model is OFF."""
-    if state.meta[A.ACCOUNTS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
+    if state.meta[arrays.ACCOUNTS_DEFINED] != 0 or word & 0xFFFFFFFF == 0:
         return np.int64(-1)
     name = intern(state, word)
     return _create_account(state, name) if name >= 0 else np.int64(-1)
@@ -219,14 +218,14 @@ def account_of(state: Any, word: Any) -> Any:
 def admin_report(state: Any, given: Any, reason: Any) -> None:
     """Write the AdminReport of an event."""
     number = next_report(state)
-    state.meta[A.EXECUTIONS] += 1
+    state.meta[arrays.EXECUTIONS] += 1
     for word in range(state.report_rows.shape[1]):
         state.report_rows[number, word] = 0
     report = state.admin_reports[number]
     report.kind = 3
     report.input = given
     report.reason = reason
-    report.execution_id = state.meta[A.EXECUTIONS]
+    report.execution_id = state.meta[arrays.EXECUTIONS]
 
 
 @compiled
@@ -248,13 +247,17 @@ def define_symbol(state: Any, command: Any) -> Any:
         # what reserves and positions were computed with must stay
         if instrument.defined != 0 and (instrument.base_asset != base or instrument.quote_asset != quote):
             return INVALID_DEFINITION
-        if in_use and instrument.defined != 0 and (
-            instrument.base_per_lot != command.base_per_lot
-            or instrument.quote_per_tick != command.quote_per_tick
-            or instrument.maker_fee != command.maker_fee
-            or instrument.taker_fee != command.taker_fee
-            or instrument.initial_margin_ppm != command.initial_margin_ppm
-            or instrument.maintenance_margin_ppm != command.maintenance_margin_ppm
+        if (
+            in_use
+            and instrument.defined != 0
+            and (
+                instrument.base_per_lot != command.base_per_lot
+                or instrument.quote_per_tick != command.quote_per_tick
+                or instrument.maker_fee != command.maker_fee
+                or instrument.taker_fee != command.taker_fee
+                or instrument.initial_margin_ppm != command.initial_margin_ppm
+                or instrument.maintenance_margin_ppm != command.maintenance_margin_ppm
+            )
         ):
             return INVALID_DEFINITION
     else:
@@ -269,9 +272,7 @@ def define_symbol(state: Any, command: Any) -> Any:
     instrument.maximum_notional = command.maximum_notional
     instrument.order_band_ppm = command.order_band_ppm
     instrument.halt_band_ppm = command.halt_band_ppm
-    instrument.checks = (
-        command.maximum_quantity > 0 or command.maximum_notional > 0 or command.order_band_ppm > 0
-    )
+    instrument.checks = command.maximum_quantity > 0 or command.maximum_notional > 0 or command.order_band_ppm > 0
     instrument.base_per_lot = command.base_per_lot
     instrument.quote_per_tick = command.quote_per_tick
     instrument.maker_fee = command.maker_fee
@@ -284,7 +285,7 @@ def define_symbol(state: Any, command: Any) -> Any:
         instrument.reference_price = command.reference_price
     if instrument.defined == 0:
         instrument.defined = 1
-        state.meta[A.SYMBOLS_DEFINED] += 1
+        state.meta[arrays.SYMBOLS_DEFINED] += 1
     mark_symbol(state, symbol)
     return NONE
 
@@ -314,7 +315,7 @@ def define_account(state: Any, command: Any) -> Any:
     account.rate_interval = command.rate_interval
     if account.defined == 0:
         account.defined = 1
-        state.meta[A.ACCOUNTS_DEFINED] += 1
+        state.meta[arrays.ACCOUNTS_DEFINED] += 1
     mark_account(state, slot)
     return NONE
 
@@ -322,7 +323,7 @@ def define_account(state: Any, command: Any) -> Any:
 @compiled
 def _live_orders_of(state: Any, account: Any) -> Any:
     found = 0
-    for slot in range(1, state.meta[A.ORDER_SLOTS] + 1):
+    for slot in range(1, state.meta[arrays.ORDER_SLOTS] + 1):
         order = state.orders[slot]
         if order.flags & LIVE and np.int64(order.account) == account:
             found += 1
@@ -361,15 +362,15 @@ def limit_session(state: Any, command: Any) -> Any:
     """Apply a SessionLimit; the reason, NONE if it was done."""
     slot = id_index.find(state.session_index, state.sessions, command.session)
     if slot < 0:
-        slot = state.meta[A.SESSIONS]
+        slot = state.meta[arrays.SESSIONS]
         if slot >= len(state.sessions):
             return CAPACITY
-        state.meta[A.SESSIONS] = slot + 1
+        state.meta[arrays.SESSIONS] = slot + 1
         state.sessions[slot].id = command.session
         id_index.insert(state.session_index, command.session, slot)
     state.sessions[slot].maximum_messages = command.maximum_messages
     state.sessions[slot].interval = command.interval
-    mark(state.dirty, state.first_pages[A.SESSIONS_PAGES] + (slot >> _BITS_64))
+    mark(state.dirty, state.first_pages[arrays.SESSIONS_PAGES] + (slot >> _BITS_64))
     return NONE
 
 
@@ -398,7 +399,7 @@ def cancel_orders(state: Any, given: Any, symbol: Any, account: Any, which: Any,
     """Cancel all orders that match; symbol and account -1 for all, ``which`` 0 both sides, 1 buys, 2 sells."""
     ended = 0
     first = symbol if symbol >= 0 else 0
-    last = symbol + 1 if symbol >= 0 else state.meta[A.SYMBOLS]
+    last = symbol + 1 if symbol >= 0 else state.meta[arrays.SYMBOLS]
     for current in range(first, last):
         for kind in range(SIDES):
             # bids and buy stops have even numbers
@@ -430,7 +431,7 @@ def mass_cancel(state: Any, given: Any, command: Any) -> None:
 @compiled
 def mass_cancel_report(state: Any, given: Any, reason: Any, affected: Any) -> None:
     number = next_report(state)
-    state.meta[A.EXECUTIONS] += 1
+    state.meta[arrays.EXECUTIONS] += 1
     for word in range(state.report_rows.shape[1]):
         state.report_rows[number, word] = 0
     report = state.mass_cancels[number]
@@ -438,7 +439,7 @@ def mass_cancel_report(state: Any, given: Any, reason: Any, affected: Any) -> No
     report.input = given
     report.reason = reason
     report.affected = affected
-    report.execution_id = state.meta[A.EXECUTIONS]
+    report.execution_id = state.meta[arrays.EXECUTIONS]
 
 
 @compiled
@@ -461,7 +462,7 @@ def write_trade(
     """Write a trade, as a report and as market data; the maker's record is already reduced."""
     order = state.orders[taker]
     resting = state.orders[maker]
-    state.meta[A.EXECUTIONS] += 1
+    state.meta[arrays.EXECUTIONS] += 1
     number = next_report(state)
     report = state.reports[number]
     report.kind = 0
@@ -480,7 +481,7 @@ def write_trade(
     report.leaves_quantity = leaves
     report.cumulative_quantity = executed
     report.maker_leaves_quantity = resting.leaves
-    report.execution_id = state.meta[A.EXECUTIONS]
+    report.execution_id = state.meta[arrays.EXECUTIONS]
     report.reason = NONE
     number = next_market_row(state)
     state.symbols[symbol].sequence += 1
@@ -599,7 +600,7 @@ def _after_fill(state: Any, slot: Any) -> None:
         side = np.int64(state.levels[order.level].side)
         unlink(state, slot)
         state.extras[slot].shown = min(state.extras[slot].display_quantity, order.leaves)
-        mark(state.dirty, state.first_pages[A.EXTRAS_PAGES] + (slot >> _BITS_64))
+        mark(state.dirty, state.first_pages[arrays.EXTRAS_PAGES] + (slot >> _BITS_64))
         link(state, slot, side, order.price)
 
 
@@ -620,7 +621,15 @@ def uncross(state: Any, given: Any, symbol: Any) -> Any:
         _fill_head(state, taker, quantity, price, True)
         _fill_head(state, maker, quantity, price, False)
         write_trade(
-            state, given, symbol, taker, maker, price, quantity, state.orders[taker].leaves, state.orders[taker].executed
+            state,
+            given,
+            symbol,
+            taker,
+            maker,
+            price,
+            quantity,
+            state.orders[taker].leaves,
+            state.orders[taker].executed,
         )
         _after_fill(state, buy)
         _after_fill(state, sell)
@@ -650,9 +659,9 @@ def _change_one(state: Any, given: Any, symbol: Any, status: Any) -> None:
 def change_status(state: Any, given: Any, command: Any) -> Any:
     """Apply a SecurityTradingStatus; (reason, first symbol, last symbol whose stops may now be triggered)."""
     if command.symbol & 0xFFFFFFFF == 0:
-        for symbol in range(state.meta[A.SYMBOLS]):
+        for symbol in range(state.meta[arrays.SYMBOLS]):
             _change_one(state, given, symbol, command.status)
-        return NONE, np.int64(0), state.meta[A.SYMBOLS] - 1
+        return NONE, np.int64(0), state.meta[arrays.SYMBOLS] - 1
     symbol = symbol_of(state, command.symbol)
     if symbol < 0:
         symbol = open_symbol(state, command.symbol)
@@ -666,14 +675,14 @@ def change_status(state: Any, given: Any, command: Any) -> Any:
 def _liquidate(state: Any, given: Any, account: Any, quote: Any) -> None:
     """Cancel an account's orders and send market orders that close its positions against one quote balance."""
     cancel_orders(state, given, np.int64(-1), account, 0, LIQUIDATION)
-    for place in range(state.meta[A.POSITIONS]):
+    for place in range(state.meta[arrays.POSITIONS]):
         position = state.positions[place]
         symbol = position.id & 0xFFFFFFFF
         if position.id >> 32 != account or np.int64(position.quote) != quote or position.quantity == 0:
             continue
         if state.symbols[symbol].status != READY:
             continue
-        key = -1 - state.meta[A.EXECUTIONS]
+        key = -1 - state.meta[arrays.EXECUTIONS]
         while id_index.find(state.order_index, state.orders, key) >= 0:
             key -= 1
         slot = new_order_slot(state)
@@ -700,8 +709,8 @@ def _liquidate(state: Any, given: Any, account: Any, quote: Any) -> None:
         state.accounts[account].liquidations += 1
         value_position(state, place, symbol)
         order_report(state, given, NEW, STATUS_NEW, slot, order.leaves, order.leaves, LIQUIDATION)
-        state.queue[state.work[A.QUEUE_TAIL]] = slot
-        state.work[A.QUEUE_TAIL] += 1
+        state.queue[state.work[arrays.QUEUE_TAIL]] = slot
+        state.work[arrays.QUEUE_TAIL] += 1
         mark_account(state, account)
 
 
@@ -711,7 +720,7 @@ def mark_price(state: Any, given: Any, command: Any) -> Any:
     symbol = symbol_of(state, command.symbol)
     if symbol < 0:
         return UNKNOWN_SYMBOL
-    for place in range(state.meta[A.POSITIONS]):
+    for place in range(state.meta[arrays.POSITIONS]):
         position = state.positions[place]
         if position.id & 0xFFFFFFFF == symbol:
             largest = abs(position.quantity) + position.open_buy + position.open_sell
@@ -719,12 +728,12 @@ def mark_price(state: Any, given: Any, command: Any) -> Any:
                 return INVALID_DEFINITION
     state.symbols[symbol].mark_price = command.price
     mark_symbol(state, symbol)
-    for place in range(state.meta[A.POSITIONS]):
+    for place in range(state.meta[arrays.POSITIONS]):
         position = state.positions[place]
         if position.id & 0xFFFFFFFF == symbol and state.accounts[position.id >> 32].risk == MARGIN:
             value_position(state, place, symbol)
-            mark(state.dirty, state.first_pages[A.POSITIONS_PAGES] + (place >> _BITS_64))
-    for place in range(state.meta[A.POSITIONS]):
+            mark(state.dirty, state.first_pages[arrays.POSITIONS_PAGES] + (place >> _BITS_64))
+    for place in range(state.meta[arrays.POSITIONS]):
         position = state.positions[place]
         if position.id & 0xFFFFFFFF == symbol and position.quantity != 0:
             balance = state.balances[position.quote]

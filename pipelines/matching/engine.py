@@ -18,8 +18,7 @@ import numpy as np
 
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.ledger import expiry
-from pipelines.matching import arrays as A
-from pipelines.matching import id_index
+from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
     execution,
     free_order,
@@ -29,7 +28,6 @@ from pipelines.matching.book import (
     mark_extra,
     mark_order,
     mark_symbol,
-    name_word,
     new_order_slot,
     next_report,
     order_report,
@@ -193,7 +191,7 @@ def _throttled(state: Any, session: Any, time: Any) -> Any:
     slot = id_index.find(state.session_index, state.sessions, session)
     if slot < 0 or state.sessions[slot].maximum_messages == 0:
         return False
-    mark(state.dirty, state.first_pages[A.SESSIONS_PAGES] + (slot >> 8))
+    mark(state.dirty, state.first_pages[arrays.SESSIONS_PAGES] + (slot >> 8))
     return not count_message(
         state.sessions[slot], state.sessions[slot].maximum_messages, state.sessions[slot].interval, time
     )
@@ -203,7 +201,7 @@ def _throttled(state: Any, session: Any, time: Any) -> Any:
 def _cancel_reject(state: Any, given: Any, order_id: Any, response_to: Any, reason: Any) -> None:
     """Write an OrderCancelReject."""
     number = next_report(state)
-    state.meta[A.EXECUTIONS] += 1
+    state.meta[arrays.EXECUTIONS] += 1
     for word in range(state.report_rows.shape[1]):
         state.report_rows[number, word] = 0
     report = state.cancel_rejects[number]
@@ -212,7 +210,7 @@ def _cancel_reject(state: Any, given: Any, order_id: Any, response_to: Any, reas
     report.order_id = order_id
     report.response_to = response_to
     report.reason = reason
-    report.execution_id = state.meta[A.EXECUTIONS]
+    report.execution_id = state.meta[arrays.EXECUTIONS]
 
 
 @compiled
@@ -241,7 +239,7 @@ def _check_special(command: Any, clock: Any) -> Any:
     if command.minimum_quantity > 0 and waits:
         return UNSUPPORTED
     if 0 < command.display_quantity < command.quantity:
-        if order_type == MARKET or order_type == STOP or in_force >= IOC:  # noqa: PLR1714
+        if order_type == MARKET or order_type == STOP or in_force >= IOC:  # noqa: SIM109
             return UNSUPPORTED
         if command.display_quantity * MAX_SLICES < command.quantity:
             return INCORRECT_QUANTITY
@@ -360,30 +358,26 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         reason = np.int64(TRADING_HALT)
     elif owner.blocked != 0:
         reason = np.int64(ACCOUNT_BLOCKED)
-    elif quantity < 1 or quantity > MAX_QUANTITY:
+    elif quantity < 1 or quantity > MAX_QUANTITY or (instrument.lot_size > 1 and quantity % instrument.lot_size != 0):
         reason = np.int64(INCORRECT_QUANTITY)
-    elif instrument.lot_size > 1 and quantity % instrument.lot_size != 0:
-        reason = np.int64(INCORRECT_QUANTITY)
-    elif order_type & 1 == 0 and order_type != STOP and (price < 1 or price > MAX_PRICE):
+    elif (order_type == LIMIT or order_type == STOP_LIMIT) and (price < 1 or price > MAX_PRICE):  # noqa: SIM109
         reason = np.int64(INVALID_PRICE)
-    elif order_type == STOP_LIMIT and (price < 1 or price > MAX_PRICE):
-        reason = np.int64(INVALID_PRICE)
-    elif instrument.tick_size > 1 and (price % instrument.tick_size != 0 or command.stop_price % instrument.tick_size != 0):
+    elif instrument.tick_size > 1 and (
+        price % instrument.tick_size != 0 or command.stop_price % instrument.tick_size != 0
+    ):
         reason = np.int64(INVALID_PRICE_INCREMENT)
     elif special != 0 or order_type >= STOP or in_force == GTD:
         reason = np.int64(_check_special(command, clock))
-    if reason == NONE and instrument.status == PRE_OPEN:
-        if order_type == MARKET or in_force >= IOC or command.post_only != 0 or command.minimum_quantity != 0:
-            reason = np.int64(UNSUPPORTED)
-    if order_type == MARKET or order_type == STOP:  # noqa: PLR1714
+    immediate = order_type == MARKET or in_force >= IOC or command.post_only != 0 or command.minimum_quantity != 0
+    if reason == NONE and immediate and instrument.status == PRE_OPEN:
+        reason = np.int64(UNSUPPORTED)
+    if order_type == MARKET or order_type == STOP:  # noqa: SIM109 - a tuple test compiles to slower code
         price = nothing
     if reason == NONE and (instrument.checks != 0 or owner.risk != 0):
-        reason = np.int64(
-            check_limits(state, account, symbol, side, price, quantity, command.reserve_price)
-        )
+        reason = np.int64(check_limits(state, account, symbol, side, price, quantity, command.reserve_price))
     if reason == NONE and command.post_only != 0 and _crosses(state, symbol, side, price):
         reason = np.int64(POST_ONLY_WOULD_TRADE)
-    if reason == NONE and state.meta[A.LIVE_ORDERS] >= len(state.orders) - 1:
+    if reason == NONE and state.meta[arrays.LIVE_ORDERS] >= len(state.orders) - 1:
         reason = np.int64(CAPACITY)
     if reason != NONE:
         _reject(state, given, command, account, symbol, reason)
@@ -437,8 +431,8 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         instrument.word, side, price, quantity, quantity, nothing, NONE,
     )  # fmt: skip
     if in_force == GTD:
-        state.work[A.EXPIRIES] = expiry.push(
-            state.expiries, state.work[A.EXPIRIES], command.expire_at, command.order_id
+        state.work[arrays.EXPIRIES] = expiry.push(
+            state.expiries, state.work[arrays.EXPIRIES], command.expire_at, command.order_id
         )
     if order_type >= STOP:
         id_index.insert(state.order_index, order.id, slot)
@@ -460,9 +454,9 @@ def _belongs(state: Any, slot: Any, account_word: Any, symbol_word: Any) -> Any:
 def _named(state: Any, order_id: Any, account_word: Any, symbol_word: Any) -> Any:
     """Slot of the order that a request names, -1 if there is no such order."""
     slot = id_index.find(state.order_index, state.orders, order_id)
-    if slot >= 0 and (account_word | symbol_word) & LENGTH != 0:
-        if not _belongs(state, slot, account_word, symbol_word):
-            slot = np.int64(-1)
+    is_told = (account_word | symbol_word) & LENGTH != 0
+    if slot >= 0 and is_told and not _belongs(state, slot, account_word, symbol_word):
+        slot = np.int64(-1)
     return slot
 
 
@@ -517,7 +511,7 @@ def _restore_reserve(state: Any, slot: Any) -> None:
     limit = account.maximum_position
     account.maximum_position = 0
     if reserve(state, slot, order.leaves) != NONE:
-        state.work[A.BROKEN] = A.RESERVE_LOST
+        state.work[arrays.BROKEN] = arrays.RESERVE_LOST
     account.maximum_position = limit
 
 
@@ -590,9 +584,9 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
         display = state.extras[slot].display_quantity
         if display > 0 and display * MAX_SLICES < quantity:
             reason = np.int64(INCORRECT_QUANTITY)
-        if order.flags & POST_ONLY and quantity > 0 and instrument.status == READY:
-            if _crosses(state, symbol, np.int64(order.side), price):
-                reason = np.int64(POST_ONLY_WOULD_TRADE)
+        may_not_trade = order.flags & POST_ONLY and quantity > 0 and instrument.status == READY
+        if may_not_trade and _crosses(state, symbol, np.int64(order.side), price):
+            reason = np.int64(POST_ONLY_WOULD_TRADE)
     if reason == NONE and quantity > 0 and (instrument.checks != 0 or order.flags & CHECKED):
         reason = np.int64(_amend_limits(state, slot, price, quantity, time))
     if reason != NONE:
@@ -667,7 +661,7 @@ def _prevent_self_trade(state: Any, given: Any, slot: Any, maker: Any, leaves: A
     prevention = np.int64(order.flags) >> PREVENTION_SHIFT
     if prevention == CANCEL_NEWEST:
         return leaves, True
-    if prevention == CANCEL_OLDEST or prevention == CANCEL_BOTH:  # noqa: PLR1714
+    if prevention == CANCEL_OLDEST or prevention == CANCEL_BOTH:  # noqa: SIM109
         take_off(state, given, maker, CANCELED, STATUS_CANCELED, SELF_TRADE)
         return leaves, prevention == CANCEL_BOTH
     resting = state.orders[maker]
@@ -714,9 +708,9 @@ def _release_market(state: Any, slot: Any, lots: Any) -> None:
 @compiled
 def _expire(state: Any, clock: Any) -> None:
     """End the GTD orders whose time has come."""
-    while state.work[A.EXPIRIES] > 0 and state.expiries[0, 0] <= clock:
+    while state.work[arrays.EXPIRIES] > 0 and state.expiries[0, 0] <= clock:
         expires_at = state.expiries[0, 0]
-        order_id, state.work[A.EXPIRIES] = expiry.pop(state.expiries, state.work[A.EXPIRIES])
+        order_id, state.work[arrays.EXPIRIES] = expiry.pop(state.expiries, state.work[arrays.EXPIRIES])
         slot = id_index.find(state.order_index, state.orders, order_id)
         if slot >= 0 and _expires_at(state, slot) == expires_at:
             take_off(state, np.int64(-1), slot, EXPIRED, STATUS_EXPIRED, GOOD_TILL_DATE)
@@ -745,13 +739,13 @@ def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
                 seen ^= state.orders[slot].id
     for i in range(first, end):
         command = commands[i]
-        if command.kind == CANCEL_ORDER or command.kind == AMEND_ORDER:  # noqa: PLR1714
+        if command.kind == CANCEL_ORDER or command.kind == AMEND_ORDER:
             slot = id_index.peek(state.order_index, command.order_id)
             if slot >= 0:
                 order = state.orders[slot]
                 seen ^= np.int64(state.orders[order.next].level) ^ np.int64(state.orders[order.prev].level)
                 seen ^= np.int64(state.levels[order.level].orders)
-    state.work[A.SUM] = seen
+    state.work[arrays.SUM] = seen
 
 
 @compiled
@@ -761,11 +755,11 @@ def _publish(state: Any) -> Any:
     Returns the rows of market data.
     """
     work = state.work
-    written = work[A.TRADES]
-    if written + work[A.TOUCHED] + work[A.TOUCHED_SYMBOLS] > len(state.market_rows):
-        work[A.BROKEN] = A.OUTPUT_FULL
+    written = work[arrays.TRADES]
+    if written + work[arrays.TOUCHED] + work[arrays.TOUCHED_SYMBOLS] > len(state.market_rows):
+        work[arrays.BROKEN] = arrays.OUTPUT_FULL
         return np.int64(0)
-    for number in range(work[A.TOUCHED]):
+    for number in range(work[arrays.TOUCHED]):
         side = state.touched[number, 0]
         price = state.touched[number, 1]
         level = state.touched[number, 3]
@@ -775,10 +769,10 @@ def _publish(state: Any) -> Any:
         shown = np.int64(0)
         orders = np.int64(0)
         if level != 0:
-            if state.levels[level].stamp != work[A.FRAME]:
+            if state.levels[level].stamp != work[arrays.FRAME]:
                 continue
             # once per frame, whichever of several levels of this price the note was about
-            state.levels[level].stamp = -work[A.FRAME]
+            state.levels[level].stamp = -work[arrays.FRAME]
             state.levels[level].published = 1
             shown = state.levels[level].shown
             orders = np.int64(state.levels[level].orders)
@@ -795,7 +789,7 @@ def _publish(state: Any) -> Any:
         row.quantity = shown
         row.orders = orders
         written += 1
-    for number in range(work[A.TOUCHED_SYMBOLS]):
+    for number in range(work[arrays.TOUCHED_SYMBOLS]):
         symbol = state.touched_symbols[number]
         mark_symbol(state, symbol)
         bid_price, bid_quantity, ask_price, ask_quantity = _tops(state, symbol)
@@ -866,9 +860,7 @@ def _end_incoming(state: Any, given: Any, slot: Any, leaves: Any, reason: Any) -
 
 
 @compiled
-def _match(
-    state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, budget: Any, low: Any, high: Any
-) -> Any:
+def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, budget: Any, low: Any, high: Any) -> Any:
     """Let the order in ``slot``, which is in no queue, trade and then rest or end.
 
     Returns the lowest and highest price traded, starting from ``low`` and ``high``.
@@ -997,18 +989,18 @@ def apply_rows(state: Any, clock: Any) -> Any:
     views beside it; returns the number of the latter's rows.
     """
     work = state.work
-    work[A.FRAME] += 1
-    work[A.REPORTS] = 0
-    work[A.TRADES] = 0
-    work[A.TOUCHED] = 0
-    work[A.TOUCHED_SYMBOLS] = 0
-    state.meta[A.CLOCK] = clock
-    mark(state.dirty, state.first_pages[A.META_PAGES])
+    work[arrays.FRAME] += 1
+    work[arrays.REPORTS] = 0
+    work[arrays.TRADES] = 0
+    work[arrays.TOUCHED] = 0
+    work[arrays.TOUCHED_SYMBOLS] = 0
+    state.meta[arrays.CLOCK] = clock
+    mark(state.dirty, state.first_pages[arrays.META_PAGES])
     _expire(state, clock)
     new_orders = state.new_orders
     count = len(new_orders)
     for i in range(count):
-        if i % READ_AHEAD == 0 and state.meta[A.LIVE_ORDERS] > READ_AHEAD_FROM:
+        if i % READ_AHEAD == 0 and state.meta[arrays.LIVE_ORDERS] > READ_AHEAD_FROM:
             _read_ahead(state, new_orders, i, min(i + READ_AHEAD, count))
         kind = new_orders[i].kind
         slot = np.int64(0)
@@ -1072,9 +1064,9 @@ def apply_rows(state: Any, clock: Any) -> Any:
                     stops = symbol * SIDES + BUY_STOPS
                     if state.sides[stops].best != 0 or state.sides[stops + 1].best != 0:
                         slot = np.int64(_next_triggered(state, i, symbol, low, high))
-                if slot == 0 and work[A.QUEUE_HEAD] < work[A.QUEUE_TAIL]:
-                    slot = state.queue[work[A.QUEUE_HEAD]]
-                    work[A.QUEUE_HEAD] += 1
+                if slot == 0 and work[arrays.QUEUE_HEAD] < work[arrays.QUEUE_TAIL]:
+                    slot = state.queue[work[arrays.QUEUE_HEAD]]
+                    work[arrays.QUEUE_HEAD] += 1
                     id_index.insert(state.order_index, state.orders[slot].id, slot)
                     symbol = np.int64(state.orders[slot].symbol)
                     low = np.int64(NO_PRICE)
@@ -1094,15 +1086,15 @@ def apply_rows(state: Any, clock: Any) -> Any:
                 budget = np.int64(0)
             low, high = _match(state, i, slot, is_indexed, minimum, budget, low, high)
             slot = np.int64(0)
-        work[A.QUEUE_HEAD] = 0
-        work[A.QUEUE_TAIL] = 0
+        work[arrays.QUEUE_HEAD] = 0
+        work[arrays.QUEUE_TAIL] = 0
     return _publish(state)
 
 
 @compiled
 def rebuild(state: Any, slots: Any) -> None:
     """Enter the live orders of restored pages into index and queues; ``slots`` are in the order of their priority."""
-    last = state.meta[A.PRIORITY]
+    last = state.meta[arrays.PRIORITY]
     for position in range(len(slots)):
         slot = slots[position]
         order = state.orders[slot]
@@ -1116,26 +1108,28 @@ def rebuild(state: Any, slots: Any) -> None:
         order.priority = priority
         id_index.insert(state.order_index, order.id, slot)
         if order.time_in_force == GTD:
-            state.work[A.EXPIRIES] = expiry.push(
-                state.expiries, state.work[A.EXPIRIES], state.extras[slot].expire_at, order.id
+            state.work[arrays.EXPIRIES] = expiry.push(
+                state.expiries, state.work[arrays.EXPIRIES], state.extras[slot].expire_at, order.id
             )
-    state.meta[A.PRIORITY] = last
+    state.meta[arrays.PRIORITY] = last
     for number in range(1, state.work[LEVELS] + 1):
         state.levels[number].published = 1
-    for symbol in range(state.meta[A.SYMBOLS]):
-        state.best[symbol, 0], state.best[symbol, 1], state.best[symbol, 2], state.best[symbol, 3] = _tops(state, symbol)
+    for symbol in range(state.meta[arrays.SYMBOLS]):
+        state.best[symbol, 0], state.best[symbol, 1], state.best[symbol, 2], state.best[symbol, 3] = _tops(
+            state, symbol
+        )
 
 
 @compiled
 def reindex(state: Any) -> None:
     """Enter names, balances, positions and sessions of restored pages into their indexes."""
-    for slot in range(state.meta[A.NAMES]):
+    for slot in range(state.meta[arrays.NAMES]):
         id_index.insert(state.name_index, state.names[slot].id, slot)
-    for slot in range(state.meta[A.BALANCES]):
+    for slot in range(state.meta[arrays.BALANCES]):
         id_index.insert(state.balance_index, state.balances[slot].id, slot)
-    for slot in range(state.meta[A.POSITIONS]):
+    for slot in range(state.meta[arrays.POSITIONS]):
         id_index.insert(state.position_index, state.positions[slot].id, slot)
-    for slot in range(state.meta[A.SESSIONS]):
+    for slot in range(state.meta[arrays.SESSIONS]):
         id_index.insert(state.session_index, state.sessions[slot].id, slot)
 
 

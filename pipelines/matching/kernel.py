@@ -102,9 +102,7 @@ class MatchingKernel:
 
     state_version: ClassVar[int] = STATE_VERSION
 
-    def __init__(
-        self, *, max_orders: int = 1 << 22, max_symbols: int = 1 << 13, max_accounts: int = 1 << 20
-    ) -> None:
+    def __init__(self, *, max_orders: int = 1 << 22, max_symbols: int = 1 << 13, max_accounts: int = 1 << 20) -> None:
         for topic, names in _EVENT_TYPES.items():
             if tuple(event_type.name for event_type in codec_of(topic).event_types) != names:
                 raise StreambankError(f"{topic}: the kernel is written for the events {', '.join(names)}")
@@ -132,46 +130,46 @@ class MatchingKernel:
         # a level per order at most, and a node per level and six bits of its price: far more than books need
         levels = order_slots + 1
         self._arrays = arrays.MatchingArrays(
-          dict(
-            **{name: columns[name] for name in columns},
-            dirty=self._state.dirty,
-            first_pages=np.array([self._state.first_page[name] for name in columns], np.int64),
-            work=np.zeros(16, np.int64),
-            sides=pages.reserve(SIDE, max_symbols * ladder.SIDES),
-            levels=pages.reserve(LEVEL, levels),
-            bits=pages.reserve(np.uint64, 9 * levels),
-            children=pages.reserve(np.int32, 9 * levels * 64),
-            order_index=id_index.new_index(max_orders),
-            name_index=id_index.new_index(len(columns["names"])),
-            balance_index=id_index.new_index(positions),
-            position_index=id_index.new_index(positions),
-            session_index=id_index.new_index(1 << 16),
-            expiries=pages.reserve(np.int64, 2 * 16 * order_slots).reshape(-1, 2),
-            queue=pages.reserve(np.int64, positions),
-            reports=_seen_as(report_types[0].dtype, report_rows),
-            cancel_rejects=_seen_as(report_types[1].dtype, report_rows),
-            mass_cancels=_seen_as(report_types[2].dtype, report_rows),
-            admin_reports=_seen_as(report_types[3].dtype, report_rows),
-            report_rows=report_rows,
-            trades=_seen_as(market_types[0].dtype, market_rows),
-            price_levels=_seen_as(market_types[1].dtype, market_rows),
-            tops=_seen_as(market_types[2].dtype, market_rows),
-            statuses=_seen_as(market_types[3].dtype, market_rows),
-            market_rows=market_rows,
-            touched=pages.reserve(np.int64, 4 * 4 * _BUFFER_ROWS).reshape(-1, 4),
-            touched_symbols=pages.reserve(np.int64, max_symbols),
-            symbol_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
-            account_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
-            best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
-          ),
-          _SOURCES,
-          {
-              "rows": {
-                  name: np.zeros(0, event_type.dtype)
-                  for name, event_type in zip(arrays.COMMAND_VIEWS, codec_of(_COMMANDS).event_types, strict=True)
-              },
-              "heap": {"heap": np.zeros(0, np.uint8)},
-          },
+            dict(
+                **{name: columns[name] for name in columns},
+                dirty=self._state.dirty,
+                first_pages=np.array([self._state.first_page[name] for name in columns], np.int64),
+                work=np.zeros(16, np.int64),
+                sides=pages.reserve(SIDE, max_symbols * ladder.SIDES),
+                levels=pages.reserve(LEVEL, levels),
+                bits=pages.reserve(np.uint64, 9 * levels),
+                children=pages.reserve(np.int32, 9 * levels * 64),
+                order_index=id_index.new_index(max_orders),
+                name_index=id_index.new_index(len(columns["names"])),
+                balance_index=id_index.new_index(positions),
+                position_index=id_index.new_index(positions),
+                session_index=id_index.new_index(1 << 16),
+                expiries=pages.reserve(np.int64, 2 * 16 * order_slots).reshape(-1, 2),
+                queue=pages.reserve(np.int64, positions),
+                reports=_seen_as(report_types[0].dtype, report_rows),
+                cancel_rejects=_seen_as(report_types[1].dtype, report_rows),
+                mass_cancels=_seen_as(report_types[2].dtype, report_rows),
+                admin_reports=_seen_as(report_types[3].dtype, report_rows),
+                report_rows=report_rows,
+                trades=_seen_as(market_types[0].dtype, market_rows),
+                price_levels=_seen_as(market_types[1].dtype, market_rows),
+                tops=_seen_as(market_types[2].dtype, market_rows),
+                statuses=_seen_as(market_types[3].dtype, market_rows),
+                market_rows=market_rows,
+                touched=pages.reserve(np.int64, 4 * 4 * _BUFFER_ROWS).reshape(-1, 4),
+                touched_symbols=pages.reserve(np.int64, max_symbols),
+                symbol_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
+                account_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
+                best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
+            ),
+            _SOURCES,
+            {
+                "rows": {
+                    name: np.zeros(0, event_type.dtype)
+                    for name, event_type in zip(arrays.COMMAND_VIEWS, codec_of(_COMMANDS).event_types, strict=True)
+                },
+                "heap": {"heap": np.zeros(0, np.uint8)},
+            },
         )
         self._names = columns["names"].view(np.uint8)
         self._names.flags.writeable = False
@@ -199,8 +197,8 @@ class MatchingKernel:
         broken = int(state.work[arrays.BROKEN])
         if broken == arrays.OUTPUT_FULL:
             raise CapacityExceeded(
-                f"matching: the frame of {len(rows)} events produced at {frame.produced_at} (trace {frame.trace}) caused "
-                f"more than {_BUFFER_ROWS} reports"
+                f"matching: the frame of {len(rows)} events produced at {frame.produced_at} (trace {frame.trace}) "
+                f"caused more than {_BUFFER_ROWS} reports"
             )
         if broken:
             raise InvariantBroken(
@@ -347,7 +345,9 @@ class MatchingKernel:
                     levels += 1
                     number = int(ladder.next_level(state, number))
                 if levels != int(state.sides[symbol * ladder.SIDES + kind]["levels"]):
-                    raise InvariantBroken(f"matching: {name} side {kind} has {levels} levels in its tree, others counted")
+                    raise InvariantBroken(
+                        f"matching: {name} side {kind} has {levels} levels in its tree, others counted"
+                    )
             ready = int(state.symbols[symbol]["status"]) == TradingStatus.READY_TO_TRADE
             if ready and tops[0] is not None and tops[1] is not None and tops[0] >= tops[1]:
                 raise InvariantBroken(f"matching: the book of {name} is crossed: bid {tops[0]}, ask {tops[1]}")
@@ -396,7 +396,9 @@ class MatchingKernel:
             previous, priority, slot = slot, int(order["priority"]), int(order["next"])
         found = (int(level["shown"]), int(level["hidden"]), int(level["orders"]), int(level["tail"]))
         if found != (shown, hidden, orders, previous):
-            raise InvariantBroken(f"matching: {name} side {kind} level {price}: {found}, its orders are {shown, hidden}")
+            raise InvariantBroken(
+                f"matching: {name} side {kind} level {price}: {found}, its orders are {shown, hidden}"
+            )
         return orders
 
     def _audit_reserves(self) -> None:

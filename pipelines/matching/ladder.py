@@ -45,7 +45,8 @@ _ALL: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 def is_highest_first(side: Any) -> Any:
     """Whether the best price of side number ``side`` (symbol * SIDES + kind) is the highest."""
     kind = side & 3
-    return kind == BIDS or kind == SELL_STOPS  # noqa: PLR1714 - a tuple test compiles to slower code
+    # BIDS and SELL_STOPS, without a branch
+    return (kind ^ (kind >> 1)) & 1 == 0
 
 
 @compiled_inline

@@ -194,8 +194,8 @@ SYMBOL: Final = _record(
     ("defined", "<i8"),
     ("word", "<i8"),
 )
-"""``name`` is a slot of NAME and ``word`` how a row points to it, assets are slots of NAME or -1; ``last_price`` is 0 before the first trade; ``checks``
-is 1 when the instrument limits orders by band, quantity or notional."""
+"""``name`` is a slot of NAME and ``word`` how a row points to it, assets are slots of NAME; ``last_price`` is 0 before
+the first trade; ``checks`` is 1 when the instrument limits orders by band, quantity or notional."""
 
 ACCOUNT: Final = _record(
     128,
@@ -236,7 +236,9 @@ MAX_NAME_BYTES: Final = 32
 BALANCE: Final = _record(
     64,
     ("id", "<i8"),
-    ("available", "<i8"), ("held", "<i8"), ("fees", "<i8"),
+    ("available", "<i8"),
+    ("held", "<i8"),
+    ("fees", "<i8"),
     ("initial", "<i8"),
     ("maintenance", "<i8"),
     ("value", "<i8"),

@@ -18,8 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.matching import arrays as A
-from pipelines.matching import id_index
+from pipelines.matching import arrays, id_index
 from pipelines.matching.ladder import SIDES, next_level
 from pipelines.matching.records import HAS_EXTRA, OrderType, Reason, RiskModel, Side
 from pipelines.pages import PAGE_BYTES, mark
@@ -50,12 +49,12 @@ CAPACITY: Final = np.int64(Reason.CAPACITY)
 
 @compiled_inline
 def mark_balance(state: Any, slot: Any) -> None:
-    mark(state.dirty, state.first_pages[A.BALANCES_PAGES] + (slot >> _BITS_64))
+    mark(state.dirty, state.first_pages[arrays.BALANCES_PAGES] + (slot >> _BITS_64))
 
 
 @compiled_inline
 def mark_position(state: Any, slot: Any) -> None:
-    mark(state.dirty, state.first_pages[A.POSITIONS_PAGES] + (slot >> _BITS_64))
+    mark(state.dirty, state.first_pages[arrays.POSITIONS_PAGES] + (slot >> _BITS_64))
 
 
 @compiled
@@ -64,10 +63,10 @@ def find_balance(state: Any, account: Any, asset: Any) -> Any:
     key = np.int64(account) << 32 | np.int64(asset)
     slot = id_index.find(state.balance_index, state.balances, key)
     if slot < 0:
-        slot = state.meta[A.BALANCES]
+        slot = state.meta[arrays.BALANCES]
         if slot >= len(state.balances):
             return np.int64(-1)
-        state.meta[A.BALANCES] = slot + 1
+        state.meta[arrays.BALANCES] = slot + 1
         state.balances[slot].id = key
         id_index.insert(state.balance_index, key, slot)
         mark_balance(state, slot)
@@ -80,12 +79,12 @@ def find_position(state: Any, account: Any, symbol: Any) -> Any:
     key = np.int64(account) << 32 | np.int64(symbol)
     slot = id_index.find(state.position_index, state.positions, key)
     if slot < 0:
-        slot = state.meta[A.POSITIONS]
+        slot = state.meta[arrays.POSITIONS]
         base = find_balance(state, account, state.symbols[symbol].base_asset)
         quote = find_balance(state, account, state.symbols[symbol].quote_asset)
         if slot >= len(state.positions) or base < 0 or quote < 0:
             return np.int64(-1)
-        state.meta[A.POSITIONS] = slot + 1
+        state.meta[arrays.POSITIONS] = slot + 1
         state.positions[slot].id = key
         state.positions[slot].base = base
         state.positions[slot].quote = quote
@@ -263,7 +262,7 @@ def release(state: Any, slot: Any, lots: Any, done: Any) -> None:
     mark_position(state, place)
     if done:
         account.open_orders -= 1
-        mark(state.dirty, state.first_pages[A.ACCOUNTS_PAGES] + (np.int64(order.account) >> (_BITS_64 - 1)))
+        mark(state.dirty, state.first_pages[arrays.ACCOUNTS_PAGES] + (np.int64(order.account) >> (_BITS_64 - 1)))
 
 
 @compiled
@@ -360,7 +359,7 @@ def admit(state: Any, slot: Any, time: Any) -> Any:
     """Rate limit, open-order cap, position limit and reserve of a new CHECKED order; counts and reserves it."""
     order = state.orders[slot]
     account = state.accounts[order.account]
-    mark(state.dirty, state.first_pages[A.ACCOUNTS_PAGES] + (np.int64(order.account) >> (_BITS_64 - 1)))
+    mark(state.dirty, state.first_pages[arrays.ACCOUNTS_PAGES] + (np.int64(order.account) >> (_BITS_64 - 1)))
     if account.rate_limit > 0 and not count_message(account, account.rate_limit, account.rate_interval, time):
         return RATE_LIMIT
     if account.maximum_open_orders > 0 and account.open_orders >= account.maximum_open_orders:

@@ -1,6 +1,6 @@
 """The matching against scenarios recorded from other engines' test suites (named in each scenario's ``source``).
 
-``invariant`` scenarios hold for every price-time book. Of the ``convention`` ones, those in `DIFFERENCES` are documented
+``invariant`` scenarios hold for every price-time book. Of the ``convention`` ones, those in `DIFFERENCES` are told
 differences (docs/reference/matching.md); all others are adopted.
 """
 

@@ -1,11 +1,13 @@
 """An outside judge: ``tracebook-conformance`` qualifies the matching for its profile ``fifo-full-v1``.
 
 Fixed cases and generated traces run in this process, because starting a Python for each would take most of the time;
-one trace goes to the same adapter in a process of its own, over the suite's NDJSON protocol on standard input and output.
+one trace goes to the same adapter in a process of its own, over the suite's NDJSON protocol on standard input and
+output.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,5 +33,5 @@ def test_a_trace_over_standard_input_and_output() -> None:
         command = [sys.executable, "-m", "tests.support.tracebook_adapter"]
         return ExternalProcessAdapter(command, config, timeout_seconds=120, cwd=ROOT)
 
-    result = run_campaign(start, profile="fifo-full-v1", seed=7, traces=1, events_per_trace=60)
-    assert result.conformant, result.to_dict()
+    result = run_campaign(start, profile="fifo-full-v1", seed=7, traces=1, events_per_trace=60, max_minimize_runs=1)
+    assert result.conformant, json.dumps(result.to_dict()["failure"], default=str)

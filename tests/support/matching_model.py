@@ -127,9 +127,7 @@ class MatchingModel:
             reason = "INVALID_PRICE"
         elif order.display < 0 or minimum < 0 or minimum > order.leaves:
             reason = "INCORRECT_QUANTITY"
-        elif minimum and waits:
-            reason = "UNSUPPORTED_ORDER_CHARACTERISTIC"
-        elif 0 < order.display < order.leaves and (unpriced or immediate):
+        elif (minimum and waits) or (0 < order.display < order.leaves and (unpriced or immediate)):
             reason = "UNSUPPORTED_ORDER_CHARACTERISTIC"
         elif 0 < order.display < order.leaves and order.display * MAX_SLICES < order.leaves:
             reason = "INCORRECT_QUANTITY"
@@ -137,9 +135,9 @@ class MatchingModel:
             reason = "UNSUPPORTED_ORDER_CHARACTERISTIC"
         elif order.time_in_force == "GTD" and order.expire_at <= clock:
             reason = "EXPIRE_TIME_PASSED"
-        elif order.time_in_force != "GTD" and order.expire_at:
-            reason = "UNSUPPORTED_ORDER_CHARACTERISTIC"
-        elif budget and (order.order_type != "MARKET" or order.time_in_force != "FOK"):
+        elif (order.time_in_force != "GTD" and order.expire_at) or (
+            budget and (order.order_type, order.time_in_force) != ("MARKET", "FOK")
+        ):
             reason = "UNSUPPORTED_ORDER_CHARACTERISTIC"
         elif order.post_only and self.reachable(order):
             reason = "POST_ONLY_WOULD_TRADE"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pipelines.catalogue import PIPELINES
 from pipelines.codec import codec_of
 from pipelines.errors import FrameError
+from pipelines.event_json import render_events
 from pipelines.frames import Events, Frame
 from pipelines.kernel import InvariantBroken
 from pipelines.matching.kernel import MAX_REPORTS, MatchingKernel
 from pipelines.matching.records import Reason
+from pipelines.shard import Shard
 from tests.support.matching_frames import Matching, amend, cancel, command_frame, new
 
 SPOT: list[dict[str, Any]] = [
@@ -78,9 +82,7 @@ def test_reasons_are_those_of_the_schema() -> None:
         (amend(1, 130), "PRICE_EXCEEDS_CURRENT_PRICE_BAND"),
     ],
 )
-def test_a_bad_order_has_its_reason_and_changes_nothing(
-    matching: Matching, order: dict[str, Any], reason: str
-) -> None:
+def test_a_bad_order_has_its_reason_and_changes_nothing(matching: Matching, order: dict[str, Any], reason: str) -> None:
     matching.apply(
         {"type": "SymbolDefinition", "symbol": "TEST", "tick_size": 5, "lot_size": 2, "order_band_ppm": 200_000,
          "reference_price": 100, "maximum_quantity": 500, "maximum_notional": 30_000},
@@ -173,14 +175,8 @@ def test_the_longest_frames_stay_below_the_size_limit() -> None:
             elif field.nullable:
                 rows[:, field.is_set_word] = 1
         rows[:, 0] = 0
-        heap = codec_heap()
+        heap = np.full(32, ord("X"), np.uint8)
         assert codec.encode(Frame(topic, 0, 1, 0, None, Events(rows, heap)))
-
-
-def codec_heap() -> Any:
-    import numpy as np
-
-    return np.full(32, ord("X"), np.uint8)
 
 
 def test_a_frame_from_the_far_future_is_refused(matching: Matching) -> None:
@@ -397,7 +393,22 @@ def test_kill_switch_blocks_and_cancels(spot: Matching) -> None:
 def test_session_throttle_counts_by_event_time(matching: Matching) -> None:
     matching.apply({"type": "SessionLimit", "session": 7, "maximum_messages": 2, "interval": 1_000})
     send = [new(n, "BUY", 10, 1, session=7, transact_time=time) for n, time in ((1, 1_000), (2, 1_999), (3, 2_000))]
-    assert matching.short(*send, cancel(1, session=7, transact_time=2_001), cancel(2, session=7, transact_time=2_002)) == [
+    send += [cancel(n, session=7, transact_time=2_000 + n) for n in (1, 2)]
+    assert matching.short(*send) == [
         "NEW 1 1@10", "NEW 2 1@10", "NEW 3 1@10", "CANCELED 1 1@10 USER_REQUEST", "CANCEL_REJECTED 2 SESSION_THROTTLED"
     ]  # fmt: skip
     assert matching.short(cancel(2)) == ["CANCELED 2 1@10 USER_REQUEST"]
+
+
+def test_a_shard_encodes_what_the_kernel_reports() -> None:
+    """Through the codec and back, names included, as the runtimes send it."""
+    shard = Shard(PIPELINES["matching"], 0, {"matching.reports": 1, "matching.market-data": 2})
+    frame = command_frame([new(1, "BUY", 10, 5, symbol="LONG-SYMBOL-NAME", account="Zoë"), cancel(9)], 1_000)
+    records = shard.apply_frame(frame)
+    assert [(record.topic, record.sequence) for record in records] == [
+        ("matching.reports", 1), ("matching.market-data", 1)
+    ]  # fmt: skip
+    decoded = codec_of("matching.reports").decode(records[0].value[5:])
+    first, second = render_events(codec_of("matching.reports"), decoded.events)
+    assert (first["symbol"], first["account"], first["order_status"]) == ("LONG-SYMBOL-NAME", "Zoë", "NEW")
+    assert (second["type"], second["input"], second["reason"]) == ("OrderCancelReject", 1, "UNKNOWN_ORDER")

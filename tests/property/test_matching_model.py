@@ -86,7 +86,7 @@ SETUP = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(frames=FRAMES)
 def test_same_reports_as_the_model(frames: list[list[dict[str, Any]]]) -> None:
     matching = Matching()
@@ -122,7 +122,7 @@ def check_market_data(matching: Matching, model: MatchingModel) -> None:
     assert traded == model.traded
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(frames=FRAMES, stored=st.sets(st.integers(0, 9), min_size=1, max_size=3))
 def test_restored_state_goes_on_alike(frames: list[list[dict[str, Any]]], stored: set[int]) -> None:
     """A kernel restored from pages gives the same bytes and ends in the same state as one that ran on."""

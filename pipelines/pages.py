@@ -51,10 +51,11 @@ def reserve(dtype: DTypeLike, capacity: int, *, huge_pages: bool = False) -> NDA
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``capacity`` rows of ``dtype``, whose size divides the page size."""
+    """``capacity`` rows of ``dtype``, whose size divides the page size; ``huge_pages`` as for `reserve`."""
 
     dtype: DTypeLike
     capacity: int
+    huge_pages: bool = False
 
 
 class DirtyPages(NamedTuple):
@@ -102,7 +103,7 @@ class PagedState:
             # whole pages, except for a column smaller than one
             self._page_size[name] = min(page_bytes, column.capacity * size)
             rows = column.capacity if count <= 1 else count * self.rows_per_page[name]
-            self.columns[name] = reserve(column.dtype, rows)
+            self.columns[name] = reserve(column.dtype, rows, huge_pages=column.huge_pages)
             self._column_of_page.append((pages, name))
             pages += count
         self.dirty = DirtyPages(reserve(np.uint8, pages), reserve(np.int64, pages), np.zeros(1, np.int64))

@@ -161,7 +161,7 @@ def open_account(state: Any, word: Any) -> Any:
 @compiled_inline
 def _cached(cache: Any, length: Any, text: Any) -> Any:
     """What a text of at most eight bytes stood for when it was last looked up, -1 if that is not known any more."""
-    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52))
+    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
     if cache[place, 0] == np.int64(text) and cache[place, 1] & 15 == length:
         return cache[place, 1] >> 4
     return np.int64(-1)
@@ -169,7 +169,7 @@ def _cached(cache: Any, length: Any, text: Any) -> Any:
 
 @compiled_inline
 def _remember(cache: Any, length: Any, text: Any, number: Any) -> None:
-    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52))
+    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
     cache[place, 0] = np.int64(text)
     cache[place, 1] = number << 4 | length
 
@@ -706,7 +706,6 @@ def _liquidate(state: Any, given: Any, account: Any, quote: Any) -> None:
         else:
             position.open_sell += order.leaves
         state.accounts[account].open_orders += 1
-        state.accounts[account].liquidations += 1
         value_position(state, place, symbol)
         order_report(state, given, NEW, STATUS_NEW, slot, order.leaves, order.leaves, LIQUIDATION)
         state.queue[state.work[arrays.QUEUE_TAIL]] = slot

@@ -84,6 +84,7 @@ from pipelines.matching.risk import (
     admit,
     check_limits,
     count_message,
+    move_reserve,
     release,
     reserve,
     settle,
@@ -485,6 +486,12 @@ def _amend_limits(state: Any, slot: Any, price: Any, quantity: Any, time: Any) -
         mark_account(state, np.int64(order.account))
         if not count_message(account, account.rate_limit, account.rate_interval, time):
             return np.int64(RATE_LIMIT)
+    if account.risk != MARGIN:
+        reason = np.int64(move_reserve(state, slot, price, raised, quantity))
+        if reason == NONE and raised != reserve_price:
+            state.extras[slot].reserve_price = raised
+            mark_extra(state, slot)
+        return reason
     before = order.price
     release(state, slot, order.leaves, False)
     order.price = price
@@ -745,6 +752,16 @@ def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
                 order = state.orders[slot]
                 seen ^= np.int64(state.orders[order.next].level) ^ np.int64(state.orders[order.prev].level)
                 seen ^= np.int64(state.levels[order.level].orders)
+                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
+                seen ^= np.int64(state.sides[side].root) ^ state.symbols[order.symbol].status
+    for i in range(first, end):
+        amend = state.amends[i]
+        if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
+            slot = id_index.peek(state.order_index, amend.order_id)
+            if slot >= 0:
+                order = state.orders[slot]
+                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
+                seen ^= np.int64(find_level(state, side, amend.price))
     state.work[arrays.SUM] = seen
 
 

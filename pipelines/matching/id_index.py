@@ -55,14 +55,14 @@ class IdIndex(NamedTuple):
     words: NDArray[np.uint64]
 
 
-def new_index(capacity: int) -> IdIndex:
+def new_index(capacity: int, *, huge_pages: bool = False) -> IdIndex:
     """An empty index with address space for ``capacity`` ids."""
     segments = 7 * (capacity // SEGMENT + 64)
     index = IdIndex(
         np.zeros(2, np.int64),
         reserve(np.int32, 1 << MAX_DEPTH),
         reserve(np.int32, segments * 3).reshape(segments, 3),
-        reserve(np.uint64, segments * SEGMENT),
+        reserve(np.uint64, segments * SEGMENT, huge_pages=huge_pages),
     )
     index.header[_SEGMENTS] = 2
     index.directory[0] = 1

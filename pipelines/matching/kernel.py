@@ -110,7 +110,7 @@ class MatchingKernel:
         positions = 2 * max_accounts
         self._state = pages.PagedState(
             {
-                "orders": pages.Column(ORDER, order_slots),
+                "orders": pages.Column(ORDER, order_slots, huge_pages=True),
                 "extras": pages.Column(EXTRA, order_slots),
                 "symbols": pages.Column(SYMBOL, max_symbols),
                 "accounts": pages.Column(ACCOUNT, max_accounts),
@@ -136,10 +136,10 @@ class MatchingKernel:
                 first_pages=np.array([self._state.first_page[name] for name in columns], np.int64),
                 work=np.zeros(16, np.int64),
                 sides=pages.reserve(SIDE, max_symbols * ladder.SIDES),
-                levels=pages.reserve(LEVEL, levels),
-                bits=pages.reserve(np.uint64, 9 * levels),
-                children=pages.reserve(np.int32, 9 * levels * 64),
-                order_index=id_index.new_index(max_orders),
+                levels=pages.reserve(LEVEL, levels, huge_pages=True),
+                bits=pages.reserve(np.uint64, 9 * levels, huge_pages=True),
+                children=pages.reserve(np.int32, 9 * levels * 64, huge_pages=True),
+                order_index=id_index.new_index(max_orders, huge_pages=True),
                 name_index=id_index.new_index(len(columns["names"])),
                 balance_index=id_index.new_index(positions),
                 position_index=id_index.new_index(positions),
@@ -158,8 +158,8 @@ class MatchingKernel:
                 market_rows=market_rows,
                 touched=pages.reserve(np.int64, 4 * 4 * _BUFFER_ROWS).reshape(-1, 4),
                 touched_symbols=pages.reserve(np.int64, max_symbols),
-                symbol_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
-                account_cache=pages.reserve(np.int64, 2 << 12).reshape(-1, 2),
+                symbol_cache=pages.reserve(np.int64, 2 << 14).reshape(-1, 2),
+                account_cache=pages.reserve(np.int64, 2 << 14).reshape(-1, 2),
                 best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
             ),
             _SOURCES,
@@ -480,7 +480,7 @@ class MatchingKernel:
                 "risk": RiskModel(int(record["risk"])).name,
                 "blocked": bool(record["blocked"]),
                 "self_trade_prevention": SelfTradePrevention(int(record["prevention"])).name,
-                **_plain(record, ("name", "word", "risk", "blocked", "prevention", "defined")),
+                **_plain(record, ("name", "word", "risk", "blocked", "prevention", "defined", "recent")),
             }
         for record in state.balances[: int(meta[arrays.BALANCES])]:
             account, asset = int(record["id"]) >> 32, int(record["id"]) & 0xFFFFFFFF

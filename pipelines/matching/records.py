@@ -213,9 +213,11 @@ ACCOUNT: Final = _record(
     ("rate_interval", "<i8"),
     ("window_start", "<i8"),
     ("window_count", "<i8"),
-    ("liquidations", "<i8"),
+    ("recent", "<i8"),
     ("defined", "<i8"),
 )
+
+"""``recent`` is a position that was used lately, (symbol + 1) << 32 | slot, so that it is found without a search."""
 
 NAME: Final = _record(
     64,

@@ -23,7 +23,10 @@ from pipelines.matching.ladder import SIDES, next_level
 from pipelines.matching.records import HAS_EXTRA, OrderType, Reason, RiskModel, Side
 from pipelines.pages import PAGE_BYTES, mark
 
-__all__ = ["FEES_ACCOUNT", "admit", "find_balance", "find_position", "market_cost", "release", "reserve_unit", "settle"]
+__all__ = [
+    "FEES_ACCOUNT", "MAX_NOTIONAL_FLOAT", "admit", "find_balance", "find_position", "market_cost", "move_reserve",
+    "release", "reserve_unit", "settle",
+]  # fmt: skip
 
 FEES_ACCOUNT: Final = 0x0FFFFFFF
 """Stands for the exchange: its balance of an asset has what was deposited in ``available`` and the fees in ``fees``."""
@@ -76,6 +79,9 @@ def find_balance(state: Any, account: Any, asset: Any) -> Any:
 @compiled
 def find_position(state: Any, account: Any, symbol: Any) -> Any:
     """Slot of an account's position in an instrument, a new one if there is none; -1 if a column is full."""
+    owner = state.accounts[account]
+    if owner.recent >> 32 == symbol + 1:
+        return owner.recent & 0xFFFFFFFF
     key = np.int64(account) << 32 | np.int64(symbol)
     slot = id_index.find(state.position_index, state.positions, key)
     if slot < 0:
@@ -90,6 +96,7 @@ def find_position(state: Any, account: Any, symbol: Any) -> Any:
         state.positions[slot].quote = quote
         id_index.insert(state.position_index, key, slot)
         mark_position(state, slot)
+    owner.recent = (symbol + 1) << 32 | slot
     return slot
 
 
@@ -224,6 +231,46 @@ def reserve(state: Any, slot: Any, lots: Any) -> Any:
         balance.held += amount
         position.open_sell += lots
         mark_balance(state, np.int64(position.base))
+    mark_position(state, place)
+    return NONE
+
+
+@compiled
+def move_reserve(state: Any, slot: Any, price: Any, reserve_price: Any, quantity: Any) -> Any:
+    """Reserve for a SPOT order's new price, reserve price and quantity instead of its present ones; `Reason.NONE`, or
+    why not and nothing changes."""
+    order = state.orders[slot]
+    symbol = np.int64(order.symbol)
+    account = state.accounts[order.account]
+    instrument = state.symbols[symbol]
+    place = find_position(state, np.int64(order.account), symbol)
+    position = state.positions[place]
+    more = quantity - order.leaves
+    limited = more > 0 and account.maximum_position > 0
+    if order.side == BUY:
+        if limited and position.quantity + position.open_buy + more > account.maximum_position:
+            return POSITION_LIMIT
+        at = reserve_price if reserve_price > 0 else price
+        amount = quantity * (at * instrument.quote_per_tick + instrument.taker_fee)
+        amount -= order.leaves * reserve_unit(state, order, slot)
+        purse = np.int64(position.quote)
+    else:
+        if limited and position.quantity - position.open_sell - more < -account.maximum_position:
+            return POSITION_LIMIT
+        if float(quantity) * instrument.base_per_lot > MAX_NOTIONAL_FLOAT:
+            return NOTIONAL_EXCEEDS
+        amount = more * instrument.base_per_lot
+        purse = np.int64(position.base)
+    balance = state.balances[purse]
+    if amount > balance.available:
+        return INSUFFICIENT_FUNDS
+    balance.available -= amount
+    balance.held += amount
+    if order.side == BUY:
+        position.open_buy += more
+    else:
+        position.open_sell += more
+    mark_balance(state, purse)
     mark_position(state, place)
     return NONE
 

@@ -103,8 +103,54 @@ LEDGER_TOTALS: Final = Topic(
     doc="Running totals per account, ledger and code in hourly and daily windows.",
 )
 
+MATCHING_SHARDS: Final = 4
+
+MATCHING_COMMANDS: Final = Topic(
+    "matching.commands",
+    partitions=MATCHING_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="api",
+    writers="many producers",
+    doc="Orders, cancels, amendments and the admin events that govern them.",
+)
+MATCHING_REPORTS: Final = Topic(
+    "matching.reports",
+    partitions=MATCHING_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="matching",
+    writers="one job",
+    doc="Execution reports, rejects and answers to admin events, in the order of the command frame.",
+)
+MATCHING_MARKET_DATA: Final = Topic(
+    "matching.market-data",
+    partitions=MATCHING_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="matching",
+    writers="one job",
+    doc="Trades, price levels, tops of book and trading status, numbered per symbol.",
+)
+MATCHING_DEAD_LETTERS: Final = Topic(
+    "matching.dead-letters",
+    partitions=MATCHING_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="matching",
+    writers="many producers",
+    doc="Records and events that the matching job or its sinks set aside.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
-    topic.name: topic for topic in (LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS, LEDGER_DEAD_LETTERS, LEDGER_TOTALS)
+    topic.name: topic
+    for topic in (
+        LEDGER_COMMANDS,
+        LEDGER_RESULTS,
+        LEDGER_EVENTS,
+        LEDGER_DEAD_LETTERS,
+        LEDGER_TOTALS,
+        MATCHING_COMMANDS,
+        MATCHING_REPORTS,
+        MATCHING_MARKET_DATA,
+        MATCHING_DEAD_LETTERS,
+    )
 }
 
 
@@ -149,5 +195,16 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=LEDGER_SHARDS,
         max_frame_events=2_500,
         doc="Totals per account, ledger and code in hourly and daily windows.",
+    ),
+    "matching": Pipeline(
+        "matching",
+        kernel="pipelines.matching.kernel:MatchingKernel",
+        inputs=(MATCHING_COMMANDS,),
+        outputs=(MATCHING_REPORTS, MATCHING_MARKET_DATA),
+        replies=MATCHING_REPORTS,
+        dead_letters=MATCHING_DEAD_LETTERS,
+        shards=MATCHING_SHARDS,
+        max_frame_events=8_192,
+        doc="Order matching: price-time priority, pre-trade risk, trading controls, market data.",
     ),
 }

@@ -30,6 +30,7 @@ class Part(StrEnum):
     API = "api"
     SINKS = "sinks"
     LOCKING = "locking"
+    MATCHING = "matching"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.API: ("kafka", "registry", "postgres", "cassandra", "valkey"),
     Part.SINKS: ("kafka", "registry", "postgres", "cassandra"),
     Part.LOCKING: ("postgres",),
+    Part.MATCHING: (),
 }
 
 

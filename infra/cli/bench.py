@@ -28,6 +28,7 @@ class Part(StrEnum):
     FLINK = "flink"
     API = "api"
     SINKS = "sinks"
+    FRAUD = "fraud"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -36,6 +37,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.FLINK: ("kafka", "registry", "flink"),
     Part.API: ("kafka", "registry", "postgres", "cassandra", "valkey"),
     Part.SINKS: ("kafka", "registry", "postgres", "cassandra"),
+    Part.FRAUD: (),
 }
 
 

@@ -60,6 +60,7 @@ class Registry:
         uri = tracking_uri or default_tracking_uri()
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.tracking_uri = uri
         self._client = MlflowClient(uri, uri)
         self._artifacts = (artifacts or settings().home / "mlflow-artifacts").resolve()
 
@@ -129,9 +130,9 @@ class Registry:
             return {}
         return {alias: int(at) for alias, at in self._client.get_registered_model(self.name).aliases.items()}
 
-    def check_promotable(self, version: ModelVersion) -> None:
-        """Raises `NotPromotedError` for a model that does not load, takes inputs that the stream does not make, was
-        not evaluated, or is worse than the champion by more than `MAX_LOSS`."""
+    def check_serves(self, version: ModelVersion) -> None:
+        """Raises `NotPromotedError` for a model that does not load, takes inputs that the stream does not make, or
+        gives something else than probabilities for a fixed sample."""
         import numpy as np
 
         from models.fraud_dataset import UnknownInputError
@@ -144,6 +145,11 @@ class Registry:
             raise NotPromotedError(f"version {version.version} cannot serve: {error}") from error
         if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
             raise NotPromotedError(f"version {version.version} gives scores that are no probabilities: {scores}")
+
+    def check_promotable(self, version: ModelVersion) -> None:
+        """`check_serves`, and raises `NotPromotedError` too for a model that was not evaluated, or is worse than the
+        champion by more than `MAX_LOSS`."""
+        self.check_serves(version)
         precision = version.metrics.get("average_precision")
         if precision is None:
             raise NotPromotedError(f"version {version.version} was never evaluated")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
 import pytest
 
+from jobs.replay import Replay, ReplayError
+from pipelines.catalogue import PIPELINES
 from pipelines.codec import codec_of
 from pipelines.errors import FieldError, StateVersionError
 from pipelines.event_json import parse_events
@@ -226,3 +230,34 @@ def test_records_fill_their_words() -> None:
     assert records.TERMINAL_FRAUDS + len(records.TERMINAL_WINDOWS) <= records.RECORD_WORDS
     assert records.TRANSACTION.itemsize == 64
     assert transaction_frame([]).events.rows.shape[0] == 0
+
+
+def test_frames_applied_together_are_answered_as_one_by_one() -> None:
+    details = {"device": "phone", "country": "FR", "merchant": "a shop"}
+    frames = [
+        transaction_frame([transaction(1, START, **details), label(1, START)]),
+        transaction_frame([]),
+        transaction_frame([label(2, START)]),
+        transaction_frame([transaction(2, START, merchant="another"), transaction(3, START, **details)]),
+    ]
+    together = FraudKernel(**SMALL).apply_many(frames)
+    alone = FraudKernel(**SMALL)
+    for frame, outputs in zip(frames, together, strict=True):
+        expected = alone.apply(frame)
+        assert [output.topic for output in outputs] == [output.topic for output in expected]
+        for output, wanted in zip(outputs, expected, strict=True):
+            assert (output.events.rows == wanted.events.rows).all()
+    assert FraudKernel(**SMALL).apply_many([]) == []
+
+
+def test_replay_answers_each_line_and_what_came_before_a_bad_one() -> None:
+    lines = [json.dumps(transaction(number, START + number)).encode() + b"\n" for number in range(3)]
+    run = Replay(PIPELINES["fraud"], io.BytesIO(b"".join([*lines, b'{"type":"Transaction"}\n'])))
+    found = []
+    with pytest.raises(ReplayError, match="line 4"):
+        found.extend(json.loads(line) for line in run.lines())
+    assert [[vector["cn1"] for vector in line["events"]] for line in found] == [[1], [2], [3]]
+    run = Replay(PIPELINES["fraud"], io.BytesIO(lines[0] + json.dumps(label(0, START)).encode()), all_topics=True)
+    first, second = (json.loads(line) for line in run.lines())
+    assert (len(first["events"]), first["other_topics"]) == (1, {"fraud.labels": []})
+    assert (second["events"], len(second["other_topics"]["fraud.labels"])) == ([], 1)

@@ -116,6 +116,7 @@ def serve(
 ) -> None:
     """Serve all aliased versions over HTTP; follows the registry's aliases without a restart."""
     from aiohttp import web
+
     from models.model_server import make_app
 
     web.run_app(make_app(_registry(tracking_uri)), host=host, port=port, print=None)

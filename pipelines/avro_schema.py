@@ -6,7 +6,8 @@ of an event are flat: boolean, int, long, float, double, string, bytes, enum, fi
 timestamps (raw integers), and ``["null", X]`` of these. Anything else is a `SchemaError` that names the field.
 
 Attributes that the Avro specification leaves to the user carry validation: ``minimum`` and ``maximum`` on int, long and
-decimal fields, and ``flags``, the names of the bits of an int or long.
+decimal fields, ``flags``, the names of the bits of an int or long, and ``integers_as_text`` on a string that often is a
+number (an account, say): JSON may then give it as a whole number, which stands for its decimal digits.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class Field:
     flags: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
     enum_default: str | None = None
+    integers_as_text: bool = False
+    """In JSON a whole number stands for its decimal digits."""
     size: int = 0
     """Bytes of a fixed (or of a decimal on a fixed), else 0."""
     precision: int = 0
@@ -345,7 +348,10 @@ def _read_type(schema: Any, entry: dict[str, Any], namespace: str, names: _Names
                 raise SchemaError(f"{where}: minimum and maximum are for int, long and decimal")
             if logical:
                 raise SchemaError(f"{where}: logical type {logical!r} on {base} is not supported")
-            return _read_plain(base, definition, where)
+            as_text = entry.get("integers_as_text", False)
+            if as_text not in (False, True) or (as_text and base != "string"):
+                raise SchemaError(f"{where}: integers_as_text is true or false, and for string")
+            return {**_read_plain(base, definition, where), "integers_as_text": as_text}
         case _:
             raise SchemaError(f"{where}: type {base!r} is not supported inside an event")
 

@@ -138,6 +138,42 @@ MATCHING_DEAD_LETTERS: Final = Topic(
     doc="Records and events that the matching job or its sinks set aside.",
 )
 
+FRAUD_SHARDS: Final = 4
+"""A shard is a portfolio: its cards, and what they did at terminals; see docs/adr/0005-fraud-order.md."""
+
+FRAUD_TRANSACTIONS: Final = Topic(
+    "fraud.transactions",
+    partitions=FRAUD_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="api",
+    writers="many producers",
+    doc="Card transactions and fraud labels, in the order in which they count.",
+)
+FRAUD_FEATURES: Final = Topic(
+    "fraud.features",
+    partitions=FRAUD_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="fraud",
+    writers="one job",
+    doc="One feature vector per transaction, in the order of the transaction frame.",
+)
+FRAUD_LABELS: Final = Topic(
+    "fraud.labels",
+    partitions=FRAUD_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="fraud",
+    writers="one job",
+    doc="Labels as they arrived, with the transactions that they are about.",
+)
+FRAUD_DEAD_LETTERS: Final = Topic(
+    "fraud.dead-letters",
+    partitions=FRAUD_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="fraud",
+    writers="many producers",
+    doc="Records that the fraud job set aside.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
@@ -150,6 +186,10 @@ TOPICS: Final[dict[str, Topic]] = {
         MATCHING_REPORTS,
         MATCHING_MARKET_DATA,
         MATCHING_DEAD_LETTERS,
+        FRAUD_TRANSACTIONS,
+        FRAUD_FEATURES,
+        FRAUD_LABELS,
+        FRAUD_DEAD_LETTERS,
     )
 }
 
@@ -206,5 +246,16 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=MATCHING_SHARDS,
         max_frame_events=8_192,
         doc="Order matching: price-time priority, pre-trade risk, trading controls, market data.",
+    ),
+    "fraud": Pipeline(
+        "fraud",
+        kernel="pipelines.fraud.kernel:FraudKernel",
+        inputs=(FRAUD_TRANSACTIONS,),
+        outputs=(FRAUD_FEATURES, FRAUD_LABELS),
+        replies=FRAUD_FEATURES,
+        dead_letters=FRAUD_DEAD_LETTERS,
+        shards=FRAUD_SHARDS,
+        max_frame_events=2_000,
+        doc="Features of card transactions by exact windows over cards and terminals, with labels that come late.",
     ),
 }

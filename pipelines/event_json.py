@@ -365,6 +365,8 @@ def _string_setter(field: Field) -> _Setter:
     word = field.word
 
     def set_string(row: list[int], value: Any, heap: HeapBuilder) -> None:
+        if field.integers_as_text and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
         if not isinstance(value, str):
             raise _ValueRefused(f"must be a string, found {_show(value)}")
         try:
@@ -505,7 +507,7 @@ def _value_schema(field: Field) -> dict[str, Any]:
         case "float" | "double":
             return {"anyOf": [{"type": "number"}, {"enum": list(_NUMBER_NAMES)}]}
         case "string":
-            return {"type": "string"}
+            return {"type": ["string", "integer"] if field.integers_as_text else "string"}
         case "enum":
             return {"enum": list(field.symbols)}
         case "fixed":

@@ -10,9 +10,9 @@ it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pipelines.frames import Events, Frame
 
@@ -59,4 +59,13 @@ class Kernel(Protocol):
 
     def state_rows(self) -> Iterator[dict[str, Any]]:
         """The state as plain records, in a fixed order, for `streambank replay --state` and for comparisons."""
+        ...
+
+
+@runtime_checkable
+class JoinsFrames(Protocol):
+    """A kernel whose answers do not depend on where its frames begin and end, and which takes many at once."""
+
+    def apply_many(self, frames: Sequence[Frame]) -> list[list[Output]]:
+        """What `Kernel.apply` would return for each of the frames of one shard, one after another."""
         ...

@@ -31,6 +31,7 @@ class Part(StrEnum):
     SINKS = "sinks"
     LOCKING = "locking"
     MATCHING = "matching"
+    FRAUD = "fraud"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.SINKS: ("kafka", "registry", "postgres", "cassandra"),
     Part.LOCKING: ("postgres",),
     Part.MATCHING: (),
+    Part.FRAUD: (),
 }
 
 

@@ -23,8 +23,21 @@ SMALL: dict[str, dict[str, Any]] = {
         "delay_days": 3,
         "test_days": 7,
     },
+    "02_retrain": {
+        "customers": 120,
+        "train_days": 14,
+        "settings": {"n_estimators": 20, "max_depth": 3},
+        "fold_starts": [129, 136],
+    },
+    "03_compare_and_promote": {"customers": 120},
 }
 """Parameters that make a notebook quick."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all notebooks, in their order: what one registers, the next compares."""
+    return tmp_path_factory.mktemp("home")
 
 
 def _text(notebook: dict[str, Any]) -> str:
@@ -32,7 +45,7 @@ def _text(notebook: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
+def test_notebook_runs(notebook: Path, tmp_path: Path, home: Path) -> None:
     output = tmp_path / notebook.name
     parameters = tmp_path / "parameters.json"
     parameters.write_text(json.dumps(SMALL[notebook.stem]))
@@ -41,7 +54,7 @@ def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
             sys.executable, "-m", "papermill", str(notebook), str(output),
             "-f", str(parameters), "--cwd", str(PROJECT_ROOT), "-k", "python3", "--no-progress-bar",
         ],
-        env=os.environ | {"MPLBACKEND": "agg", "STREAMBANK_HOME": str(tmp_path / "home"), "PYTHONWARNINGS": "default"},
+        env=os.environ | {"MPLBACKEND": "agg", "STREAMBANK_HOME": str(home), "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -54,6 +67,10 @@ def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
         assert "average precision" in printed
         assert "XGBoost" in printed
         assert "scenario" in printed
+    elif notebook.stem == "02_retrain":
+        assert "registered version 1 as challenger" in _text(ran)
+    else:
+        assert "champion is version 1" in _text(ran)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

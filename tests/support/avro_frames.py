@@ -291,6 +291,8 @@ def real_values(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 def _real_field(entry: dict[str, Any]) -> st.SearchStrategy[Any]:
     avro = entry["type"]
+    if isinstance(avro, list):
+        return st.one_of(st.none() if branch == "null" else _real_field({**entry, "type": branch}) for branch in avro)
     if isinstance(avro, dict) and avro.get("logicalType") == "decimal":
         return unsigned(U64 if avro["precision"] <= 20 else U128).map(lambda value: as_decimal(value, avro["scale"]))
     if isinstance(avro, dict) and avro["type"] == "enum":

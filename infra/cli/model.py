@@ -1,0 +1,155 @@
+"""`streambank model`: train, evaluate, compare, promote, roll back and serve fraud models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from models.fraud_registry import Registry
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        envvar="STREAMBANK_MLFLOW_TRACKING_URI",
+        help="MLflow's database, say postgresql://... [default: a SQLite file in the home].",
+    ),
+]
+Version = Annotated[str, typer.Argument(help="A version's number or alias.")]
+Customers = Annotated[
+    int | None,
+    typer.Option(envvar="STREAMBANK_MODEL_CUSTOMERS", help="Use a small world of that many customers instead."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    model = typer.Typer(help="Fraud models: train, evaluate, compare, promote, roll back, serve.", no_args_is_help=True)
+    for command in (train, evaluate, compare, promote, rollback, serve):
+        model.command()(command)
+    app.add_typer(model, name="model")
+
+
+def train(
+    algorithm: Annotated[str, typer.Option(envvar="STREAMBANK_MODEL_ALGORITHM", help="Which one.")] = "xgboost",
+    train_days: Annotated[int, typer.Option(envvar="STREAMBANK_MODEL_TRAIN_DAYS", min=7, help="Days.")] = 98,
+    fraud_weight: Annotated[
+        float, typer.Option(envvar="STREAMBANK_MODEL_FRAUD_WEIGHT", min=0.01, help="Weight of a fraud in training.")
+    ] = 1.0,
+    trials: Annotated[
+        int, typer.Option(envvar="STREAMBANK_MODEL_TRIALS", min=0, help="Settings to try with Optuna; 0: the defaults.")
+    ] = 0,
+    review_cost: Annotated[
+        float, typer.Option(envvar="STREAMBANK_MODEL_REVIEW_COST", min=0, help="What one review costs, in currency.")
+    ] = 5.0,
+    customers: Customers = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Evaluate a model on the four folds, train it on the newest one, and register it as the challenger."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from models.fraud_dataset import load_dataset
+    from models.fraud_training import ALGORITHMS, Recipe, search
+    from models.fraud_workflow import train_and_register
+
+    if algorithm not in ALGORITHMS:
+        raise typer.BadParameter(f"{algorithm!r} is not an algorithm; there are {', '.join(ALGORITHMS)}")
+    console = Console()
+    recipe = Recipe(algorithm, train_days=train_days, fraud_weight=fraud_weight)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("features", total=1)
+        data = load_dataset(customers, lambda done, total: progress.update(task, completed=done, total=total))
+        if trials:
+            task = progress.add_task("search", total=trials)
+            recipe, best = search(
+                recipe,
+                data,
+                trials,
+                progress=lambda done, total, found: progress.update(
+                    task, completed=done, total=total, description=f"search: AP {found:.4f}"
+                ),
+            )
+            console.print(f"best of {trials} trials: average precision {best:.4f} with {dict(recipe.settings)}")
+        task = progress.add_task("folds", total=4)
+        version = train_and_register(
+            recipe, data, _registry(tracking_uri), review_cost=review_cost,
+            data_name="published world" if customers is None else f"world of {customers} customers",
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    _print([version], console)
+
+
+def evaluate(version: Version = "challenger", customers: Customers = None, tracking_uri: TrackingUri = None) -> None:
+    """Score a registered model's own bytes on the newest test week."""
+    from rich.console import Console
+
+    from models.fraud_dataset import load_dataset
+    from models.fraud_workflow import evaluate_version
+
+    found = evaluate_version(_registry(tracking_uri), version, load_dataset(customers))
+    for name, value in found.items():
+        Console().print(f"{name}: {value:.4f}")
+
+
+def compare(tracking_uri: TrackingUri = None) -> None:
+    """All versions with their aliases and figures."""
+    from rich.console import Console
+
+    _print(_registry(tracking_uri).versions(), Console())
+
+
+def promote(version: Version = "challenger", tracking_uri: TrackingUri = None) -> None:
+    """Make a version the champion, if it may be one; servers follow within seconds."""
+    _change(_registry(tracking_uri), lambda registry: registry.promote(version))
+
+
+def rollback(tracking_uri: TrackingUri = None) -> None:
+    """Make the previous champion the champion again."""
+    _change(_registry(tracking_uri), lambda registry: registry.rollback())
+
+
+def serve(
+    host: Annotated[str, typer.Option(envvar="STREAMBANK_MODEL_SERVER_HOST", help="Address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="STREAMBANK_MODEL_SERVER_PORT", help="Port.")] = 8501,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Serve all aliased versions over HTTP; follows the registry's aliases without a restart."""
+    from aiohttp import web
+
+    from models.model_server import make_app
+
+    web.run_app(make_app(_registry(tracking_uri)), host=host, port=port, print=None)
+
+
+def _registry(tracking_uri: str | None) -> Registry:
+    from models.fraud_registry import Registry
+
+    return Registry(tracking_uri)
+
+
+def _change(registry: Registry, change: Any) -> None:
+    from rich.console import Console
+
+    from models.fraud_registry import NotPromotedError
+
+    console = Console(stderr=True)
+    try:
+        version = change(registry)
+    except NotPromotedError as error:
+        console.print(f"[red]not promoted:[/] {error}")
+        raise typer.Exit(1) from None
+    console.print(f"champion is version {version.version}")
+
+
+def _print(versions: list[Any], console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("version", "aliases", "AP", "CP@100", "AUC", "Brier")
+    for version in versions:
+        figures = [
+            f"{version.metrics[name]:.4f}" if name in version.metrics else ""
+            for name in ("average_precision", "card_precision_100", "auc_roc", "brier")
+        ]
+        table.add_row(str(version.version), ", ".join(version.aliases), *figures)
+    console.print(table)

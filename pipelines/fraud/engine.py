@@ -1,0 +1,322 @@
+"""The fraud kernel's compiled loop: the rows of a transaction frame in, the rows of features and labels out.
+
+For each transaction: is its id known, is it too late, then the card's windows, then the terminal's. All checks come
+before the first change.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.compiled import compiled, compiled_inline
+from pipelines.fraud import cards, features, labels, terminals
+from pipelines.fraud.records import (
+    BLOCK,
+    CAPACITY,
+    CARD_WINDOW_START,
+    CARDS,
+    CLOCK,
+    COMPUTED,
+    DAY,
+    DETAILS,
+    DUPLICATES,
+    FRAUD,
+    HEAD,
+    HELD,
+    HOUR,
+    LABELS,
+    LATENESS,
+    NEWEST,
+    NO_LABEL,
+    PROFILE_WINDOW,
+    RECORD_WORDS,
+    TAIL,
+    TERMINAL_WINDOW_START,
+    TERMINALS,
+    TIME,
+    TOO_LATE,
+    TRANSACTIONS,
+    WINDOWS_END,
+    Known,
+    LabelStatus,
+    Status,
+)  # fmt: skip
+from pipelines.fraud.state import CARDS_COLUMN, READ_AHEAD, TERMINALS_COLUMN, TRANSACTIONS_COLUMN, mark_bytes
+from pipelines.fraud.values import text_hash
+from pipelines.ledger.id_index import find, insert, peek, remove
+
+__all__ = ["OUT_OF_ROOM", "apply_rows"]
+
+OUT_OF_ROOM: Final = -1
+"""Returned by `apply_rows` when a column is full."""
+
+TRANSACTION: Final = 0
+PROFILE_START: Final = CARD_WINDOW_START + PROFILE_WINDOW
+_RECORD_BYTES: Final = 8 * RECORD_WORDS
+_TRANSACTION_BYTES: Final = 64
+_LABEL_ONLY: Final = int(Known.label_only)
+_KNOWN_COMPUTED: Final = int(Known.computed)
+_KNOWN_TOO_LATE: Final = int(Known.too_late)
+_STATUS_DUPLICATE: Final = int(Status.duplicate)
+_STATUS_TOO_LATE: Final = int(Status.too_late)
+_LABEL_ACCEPTED: Final = int(LabelStatus.accepted)
+_LABEL_UNKNOWN: Final = int(LabelStatus.unknown_transaction)
+_NO_ID: Final = np.uint64(0)
+_THURSDAY: Final = 3
+"""Weekday of 1970-01-01, Monday being 0."""
+
+
+@compiled_inline
+def _remember(state: Any, lo: Any, hi: Any) -> Any:
+    """A record for a new transaction id, in place of the oldest when all are taken; returns its slot."""
+    number = state.meta[TRANSACTIONS]
+    slot = number & (len(state.transactions) - 1)
+    transaction = state.transactions[slot]
+    if number >= len(state.transactions):
+        remove(state.transaction_index, transaction.id_lo, transaction.id_hi, slot)
+    transaction.id_lo = lo
+    transaction.id_hi = hi
+    transaction.label = NO_LABEL
+    transaction.label_time = 0
+    state.meta[TRANSACTIONS] = number + 1
+    insert(state.transaction_index, lo, hi, slot, False)
+    return slot
+
+
+@compiled_inline
+def _number(state: Any, slot: Any) -> Any:
+    """Number of the remembered transaction in a slot."""
+    newest = state.meta[TRANSACTIONS] - 1
+    return newest - ((newest - slot) & (len(state.transactions) - 1))
+
+
+@compiled_inline
+def _remembered(state: Any, event: Any) -> Any:
+    """Slot of the event's transaction id, or negative."""
+    return find(
+        state.transaction_index, state.transactions, state.transactions, event.transaction_id_lo,
+        event.transaction_id_hi,
+    )  # fmt: skip
+
+
+@compiled_inline
+def _read_ahead(state: Any, transactions: Any, first: Any, end: Any) -> None:
+    """Look up the cards and terminals of the next events and touch what their windows will read.
+
+    One after another each event would wait for memory some ten times; together the waits overlap. Slots go to
+    ``state.ahead``, -1 for what is not known yet.
+    """
+    seen = np.uint64(0)
+    for event in range(first, end):
+        found = transactions[event]
+        seen ^= peek(state.transaction_index, found.transaction_id_lo, found.transaction_id_hi)
+        if found.kind == TRANSACTION:
+            seen ^= peek(state.card_index, np.uint64(found.customer_id), _NO_ID)
+            seen ^= peek(state.terminal_index, np.uint64(found.terminal_id), _NO_ID)
+    touched = np.int64(seen)
+    for event in range(first, end):
+        found = transactions[event]
+        if found.kind == TRANSACTION:
+            keys, index = state.card_keys, state.card_index
+            card = find(index, keys, keys, np.uint64(found.customer_id), _NO_ID)
+            keys, index = state.terminal_keys, state.terminal_index
+            terminal = find(index, keys, keys, np.uint64(found.terminal_id), _NO_ID)
+            state.ahead[event - first, 0] = card
+            state.ahead[event - first, 1] = terminal
+            if card >= 0:
+                touched ^= state.cards[card, CARD_WINDOW_START]
+            if terminal >= 0:
+                touched ^= state.terminals[terminal, TERMINAL_WINDOW_START]
+    for event in range(first, end):
+        if transactions[event].kind == TRANSACTION:
+            card, terminal = state.ahead[event - first, 0], state.ahead[event - first, 1]
+            if card >= 0:
+                block, last = state.cards[card, BLOCK], state.cards[card, CAPACITY] - 1
+                touched ^= state.card_entries[block + (state.cards[card, HEAD] & last), TIME]
+                for window in range(3):
+                    position = state.cards[card, CARD_WINDOW_START + window]
+                    touched ^= state.card_entries[block + (position & last), TIME]
+            if terminal >= 0:
+                block, last = state.terminals[terminal, BLOCK], state.terminals[terminal, CAPACITY] - 1
+                touched ^= state.terminal_entries[block + (state.terminals[terminal, HEAD] & last), 0]
+                touched ^= state.terminal_entries[block + (state.terminals[terminal, WINDOWS_END] & last), 0]
+                for window in range(1, 3):
+                    position = state.terminals[terminal, TERMINAL_WINDOW_START + window]
+                    touched ^= state.terminal_entries[block + (position & last), 0]
+    state.ahead[READ_AHEAD, 0] = touched
+
+
+@compiled
+def _new_card(state: Any, customer: Any) -> Any:
+    card = state.meta[CARDS]
+    state.meta[CARDS] = card + 1
+    state.card_keys[card].id_lo = customer
+    insert(state.card_index, customer, _NO_ID, card, False)
+    return card
+
+
+@compiled
+def _new_terminal(state: Any, terminal_id: Any) -> Any:
+    terminal = state.meta[TERMINALS]
+    state.meta[TERMINALS] = terminal + 1
+    state.terminal_keys[terminal].id_lo = terminal_id
+    insert(state.terminal_index, terminal_id, _NO_ID, terminal, False)
+    return terminal
+
+
+@compiled
+def _hash_details(found: Any, heap: Any, hashes: Any) -> None:
+    hashes[0] = text_hash(heap, found.device) if found.device_is_set != 0 else np.int64(0)
+    hashes[1] = text_hash(heap, found.country) if found.country_is_set != 0 else np.int64(0)
+    hashes[2] = text_hash(heap, found.merchant) if found.merchant_is_set != 0 else np.int64(0)
+
+
+@compiled_inline
+def _apply_transaction(state: Any, found: Any, card: Any, terminal: Any, heap: Any, out: Any, row: Any) -> Any:
+    """Answer one transaction in ``out[row]``; False when a column is full.
+
+    ``card`` and ``terminal`` are the slots read ahead, -1 where there was none.
+    """
+    time = found.event_time
+    for word in range(out.shape[1]):
+        out[row, word] = 0
+    out[row, 1] = np.int64(found.transaction_id_lo)
+    out[row, 2] = np.int64(found.transaction_id_hi)
+    out[row, features.EVENT_TIME] = time
+    out[row, features.CUSTOMER_ID] = found.customer_id
+    out[row, features.TERMINAL_ID] = found.terminal_id
+    out[row, features.AMOUNT] = found.amount
+    out[row, features.WEEKEND] = (time // DAY + _THURSDAY) % 7 >= 5
+    out[row, features.NIGHT] = time % DAY // HOUR <= 6
+
+    slot = _remembered(state, found)
+    if slot >= 0 and state.transactions[slot].known != _LABEL_ONLY:
+        out[row, features.STATUS] = _STATUS_DUPLICATE
+        state.meta[DUPLICATES] += 1
+        return True
+    if slot < 0:
+        slot = _remember(state, found.transaction_id_lo, found.transaction_id_hi)
+    transaction = state.transactions[slot]
+    transaction.event_time = time
+    transaction.customer_id = found.customer_id
+    transaction.terminal_id = found.terminal_id
+    transaction.amount = found.amount
+    mark_bytes(state, TRANSACTIONS_COLUMN, slot * _TRANSACTION_BYTES)
+
+    # an earlier event of the run that was read ahead may have brought the card or the terminal
+    if card < 0:
+        card = find(state.card_index, state.card_keys, state.card_keys, np.uint64(found.customer_id), _NO_ID)
+    if terminal < 0:
+        keys = state.terminal_keys
+        terminal = find(state.terminal_index, keys, keys, np.uint64(found.terminal_id), _NO_ID)
+    if (card >= 0 and time <= state.cards[card, NEWEST] - LATENESS) or (
+        terminal >= 0 and time <= state.terminals[terminal, NEWEST] - LATENESS
+    ):
+        transaction.known = _KNOWN_TOO_LATE
+        out[row, features.STATUS] = _STATUS_TOO_LATE
+        state.meta[TOO_LATE] += 1
+        return True
+    if card < 0:
+        card = _new_card(state, np.uint64(found.customer_id))
+    if terminal < 0:
+        terminal = _new_terminal(state, np.uint64(found.terminal_id))
+    transaction.terminal = terminal
+    if time > state.meta[CLOCK]:
+        state.meta[CLOCK] = time
+        if state.meta[HELD] > 0 and state.held[0, 0] <= time:
+            # the transaction's own label may be among them: it has no entry in a ring yet
+            transaction.known = _LABEL_ONLY
+            labels.release(state)
+    transaction.known = _KNOWN_COMPUTED
+
+    mark_bytes(state, CARDS_COLUMN, card * _RECORD_BYTES)
+    hashes = state.ahead[READ_AHEAD + 1]
+    has_details = (found.device_is_set | found.country_is_set | found.merchant_is_set) != 0
+    if has_details:
+        _hash_details(found, heap, hashes)
+    is_full = state.cards[card, HEAD] - state.cards[card, TAIL] == state.cards[card, CAPACITY]
+    if (is_full or has_details) and not cards.make_room(state, card, has_details):
+        return False
+    if state.cards[card, HEAD] > 0 and time < state.cards[card, NEWEST]:
+        cards.add_late(state, card, time, found.amount, hashes[0], hashes[1], hashes[2], out, row)
+    else:
+        profile_start = state.cards[card, PROFILE_START]
+        cards.add_newest(state, card, time, found.amount, out, row)
+        if state.cards[card, DETAILS] != 0:
+            cards.add_profile(state, card, profile_start, hashes[0], hashes[1], hashes[2], out, row)
+    if has_details:
+        hashes[0] = hashes[1] = hashes[2] = 0
+    average = out[row, features.CARD_DAYS + 5] // out[row, features.CARD_DAYS + 4]
+    out[row, features.AMOUNT_RATIO] = found.amount * 1_000 // max(average, 1)
+
+    mark_bytes(state, TERMINALS_COLUMN, terminal * _RECORD_BYTES)
+    fraud = 1 if transaction.label == FRAUD else 0
+    kept = state.terminals[terminal, HEAD] - state.terminals[terminal, TAIL]
+    if kept == state.terminals[terminal, CAPACITY] and not terminals.make_room(state, terminal):
+        return False
+    if state.terminals[terminal, HEAD] > 0 and time < state.terminals[terminal, NEWEST]:
+        terminals.add_late(state, terminal, time, fraud, out, row)
+    else:
+        terminals.add_newest(state, terminal, time, fraud, out, row)
+    state.meta[COMPUTED] += 1
+    return True
+
+
+@compiled
+def _apply_label(state: Any, label: Any, received: Any) -> Any:
+    """Take one label and write what it met; False when a column is full."""
+    slot = find(
+        state.transaction_index, state.transactions, state.transactions, label.transaction_id_lo,
+        label.transaction_id_hi,
+    )  # fmt: skip
+    if slot < 0:
+        slot = _remember(state, label.transaction_id_lo, label.transaction_id_hi)
+        transaction = state.transactions[slot]
+        transaction.known = _LABEL_ONLY
+        transaction.event_time = 0
+        transaction.customer_id = 0
+        transaction.terminal_id = 0
+        transaction.amount = 0
+        mark_bytes(state, TRANSACTIONS_COLUMN, slot * _TRANSACTION_BYTES)
+    transaction = state.transactions[slot]
+    is_known = transaction.known != _LABEL_ONLY
+    received.kind = 0
+    received.transaction_id_lo = label.transaction_id_lo
+    received.transaction_id_hi = label.transaction_id_hi
+    received.event_time = label.event_time
+    received.fraud = label.fraud
+    received.status = _LABEL_ACCEPTED if is_known else _LABEL_UNKNOWN
+    received.transaction_time = transaction.event_time if is_known else 0
+    received.customer_id = transaction.customer_id if is_known else 0
+    received.terminal_id = transaction.terminal_id if is_known else 0
+    received.amount = transaction.amount if is_known else 0
+    state.meta[LABELS] += 1
+    return labels.hold_or_apply(state, label.event_time, _number(state, slot), label.fraud)
+
+
+@compiled
+def apply_rows(state: Any, transactions: Any, label_rows: Any, heap: Any, out: Any, received: Any) -> Any:
+    """Apply the events of a frame, seen as both event types.
+
+    Writes the transactions' features to ``out`` (words) and what labels met to ``received`` (records), each from row 0
+    on. Returns the number of transactions, or `OUT_OF_ROOM`.
+    """
+    features_written = np.int64(0)
+    labels_written = np.int64(0)
+    count = len(transactions)
+    for event in range(count):
+        if event % READ_AHEAD == 0:
+            _read_ahead(state, transactions, event, min(event + READ_AHEAD, count))
+        if transactions[event].kind == TRANSACTION:
+            card, terminal = state.ahead[event % READ_AHEAD, 0], state.ahead[event % READ_AHEAD, 1]
+            if not _apply_transaction(state, transactions[event], card, terminal, heap, out, features_written):
+                return OUT_OF_ROOM
+            features_written += 1
+        else:
+            if not _apply_label(state, label_rows[event], received[labels_written]):
+                return OUT_OF_ROOM
+            labels_written += 1
+    mark_bytes(state, 0, 0)
+    return features_written

@@ -254,7 +254,7 @@ def test_a_whole_number_stands_for_text_where_the_schema_says_so() -> None:
     order = {"type": "CancelOrder", "order_id": 1, "account": 412, "symbol": -7}
     rendered = render_events(codec, parse_events(codec, [order]))[0]
     assert (rendered["account"], rendered["symbol"]) == ("412", "-7")
-    with pytest.raises(FieldError, match="symbol.*must be a string"):
+    with pytest.raises(FieldError, match=r"symbol.*must be a string"):
         parse_events(codec, [{**order, "symbol": 1.5}])
-    with pytest.raises(FieldError, match="account.*must be a string"):
+    with pytest.raises(FieldError, match=r"account.*must be a string"):
         parse_events(codec, [{**order, "account": True}])

@@ -282,20 +282,26 @@ def real_values(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     items = items_of(schema)
     namespace = schema["namespace"]
     events = []
+    enums: dict[str, Any] = {}
     for record in items if isinstance(items, list) else [items]:
-        fields = {entry["name"]: _real_field(entry) for entry in record["fields"]}
+        fields = {entry["name"]: _real_field(entry, enums) for entry in record["fields"]}
         name = f"{namespace}.{record['name']}"
         events.append(st.tuples(st.just(name), st.fixed_dictionaries(fields)))
     return frame_values(st.one_of(events))
 
 
-def _real_field(entry: dict[str, Any]) -> st.SearchStrategy[Any]:
+def _real_field(entry: dict[str, Any], enums: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """``enums``: those defined by earlier fields, which later ones name."""
     avro = entry["type"]
     if isinstance(avro, list):
-        return st.one_of(st.none() if branch == "null" else _real_field({**entry, "type": branch}) for branch in avro)
+        branches = [{**entry, "type": branch} for branch in avro]
+        return st.one_of(st.none() if one["type"] == "null" else _real_field(one, enums) for one in branches)
+    if isinstance(avro, str):
+        avro = enums.get(avro, avro)
     if isinstance(avro, dict) and avro.get("logicalType") == "decimal":
         return unsigned(U64 if avro["precision"] <= 20 else U128).map(lambda value: as_decimal(value, avro["scale"]))
     if isinstance(avro, dict) and avro["type"] == "enum":
+        enums[avro["name"]] = avro
         return st.sampled_from(avro["symbols"])
     base = avro["type"] if isinstance(avro, dict) else avro
     if base in ("int", "long"):

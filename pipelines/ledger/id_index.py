@@ -2,8 +2,10 @@
 
 A directory of 2^depth entries, chosen by the hash's top bits, points to segments of 512 words; a segment is an open
 addressed table with linear probing. A full segment splits in two (some microseconds), and only the directory, four
-bytes per segment, ever doubles. A word holds 32 bits of the hash and a 32-bit reference, 0 being empty; the id itself
-is compared in the record. That is 13 bytes per id on average.
+bytes per segment, ever doubles. A word holds 32 bits of the hash and a 32-bit reference, 0 being empty; 16 further bits
+of the hash stand beside it, so that a record is hardly ever read for another id than its own (the 32 bits alone choose
+segment and position, and few of them are left to tell neighbours apart). The id itself is compared in the record. That
+is 16 bytes per id on average.
 
 A reference is slot + 1, with bit 31 set for a burned id (the slot is then one of the burned ids). The index is not part
 of the stored state: it is rebuilt from the records.
@@ -60,8 +62,11 @@ class IdIndex(NamedTuple):
     segments: NDArray[np.int32]
     """Per segment: words in use, its depth, and the next segment of its chain (0: none)."""
     words: NDArray[np.uint64]
+    checks: NDArray[np.uint16]
+    """16 bits of the hash of the word at the same place."""
     scratch: NDArray[np.uint64]
     """One segment's words while it is split."""
+    scratch_checks: NDArray[np.uint16]
 
 
 def new_index(capacity: int) -> IdIndex:
@@ -74,7 +79,9 @@ def new_index(capacity: int) -> IdIndex:
         reserve(np.int32, 1 << MAX_DEPTH),
         reserve(np.int32, segments * 3).reshape(segments, 3),
         reserve(np.uint64, segments * SEGMENT, huge_pages=True),
+        reserve(np.uint16, segments * SEGMENT, huge_pages=True),
         np.zeros(SEGMENT, np.uint64),
+        np.zeros(SEGMENT, np.uint16),
     )
     index.header[_SEGMENTS] = 1
     return index
@@ -82,21 +89,22 @@ def new_index(capacity: int) -> IdIndex:
 
 @compiled_inline
 def _hash(lo: Any, hi: Any) -> Any:
-    """32 well mixed bits of an id, as uint64."""
+    """64 well mixed bits of an id."""
     x = lo ^ (hi * np.uint64(0x9E3779B97F4A7C15))
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= hi >> np.uint64(17)
     x ^= x >> np.uint64(27)
     x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x >> _HALF
+    return x ^ (x >> np.uint64(31))
 
 
 @compiled_inline
 def find(index: Any, records: Any, burned: Any, lo: Any, hi: Any) -> Any:
     """Slot of the record with this id in ``records``, `BURNED`, or `NOT_FOUND`."""
-    tag = _hash(lo, hi)
+    mixed = _hash(lo, hi)
+    tag = mixed >> _HALF
+    check = np.uint16(mixed)
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
     start = tag & _POSITION_BITS
     while True:
@@ -106,7 +114,7 @@ def find(index: Any, records: Any, burned: Any, lo: Any, hi: Any) -> Any:
             word = index.words[base + position]
             if word == _ZERO:
                 break
-            if word >> _HALF == tag:
+            if word >> _HALF == tag and index.checks[base + position] == check:
                 reference = word & _REFERENCE_BITS
                 slot = np.int64((reference & _SLOT_BITS) - _ONE)
                 if reference & _BURNED_BIT:
@@ -121,19 +129,20 @@ def find(index: Any, records: Any, burned: Any, lo: Any, hi: Any) -> Any:
 
 
 @compiled_inline
-def _place(words: Any, base: Any, word: Any) -> None:
+def _place(words: Any, checks: Any, base: Any, word: Any, check: Any) -> None:
     """Put a word at its place in a segment that has room."""
     position = (word >> _HALF) & _POSITION_BITS
     while words[base + position] != _ZERO:
         position = (position + _ONE) & _POSITION_BITS
     words[base + position] = word
+    checks[base + position] = check
 
 
 @compiled_inline
 def peek(index: Any, lo: Any, hi: Any) -> Any:
     """The word at which the search for an id starts: read ahead of time, so that many of them are on their way from
     memory together instead of one after another."""
-    tag = _hash(lo, hi)
+    tag = _hash(lo, hi) >> _HALF
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
     return index.words[np.uint64(segment * SEGMENT) + (tag & _POSITION_BITS)]
 
@@ -141,7 +150,7 @@ def peek(index: Any, lo: Any, hi: Any) -> Any:
 @compiled
 def _split(index: Any, segment: Any) -> None:
     """Move the upper half of a segment's hash range into a new segment."""
-    header, directory, segments, words, scratch = index
+    header, directory, segments, words, checks, scratch, scratch_checks = index
     depth = segments[segment, _LOCAL_DEPTH]
     if depth == header[_DEPTH]:
         for entry in range((1 << header[_DEPTH]) - 1, -1, -1):
@@ -158,15 +167,16 @@ def _split(index: Any, segment: Any) -> None:
     first = _ZERO
     for position in range(SEGMENT):
         scratch[position] = words[base + np.uint64(position)]
+        scratch_checks[position] = checks[base + np.uint64(position)]
         words[base + np.uint64(position)] = _ZERO
     for position in range(SEGMENT):
         word = scratch[position]
         if word != _ZERO:
             first = word >> _HALF
             if (first >> bit) & _ONE:
-                _place(words, np.uint64(sibling * SEGMENT), word)
+                _place(words, checks, np.uint64(sibling * SEGMENT), word, scratch_checks[position])
             else:
-                _place(words, base, word)
+                _place(words, checks, base, word, scratch_checks[position])
                 used += 1
     segments[sibling, _USED] = segments[segment, _USED] - used
     segments[segment, _USED] = used
@@ -181,7 +191,8 @@ def _split(index: Any, segment: Any) -> None:
 @compiled_inline
 def insert(index: Any, lo: Any, hi: Any, slot: Any, is_burned: Any) -> None:
     """Add an id that is not in the index."""
-    tag = _hash(lo, hi)
+    mixed = _hash(lo, hi)
+    tag = mixed >> _HALF
     reference = np.uint64(slot) + _ONE
     if is_burned:
         reference |= _BURNED_BIT
@@ -201,15 +212,17 @@ def insert(index: Any, lo: Any, hi: Any, slot: Any, is_burned: Any) -> None:
             index.header[_SEGMENTS] += 1
         segment = np.int64(index.segments[segment, _NEXT])
     index.segments[segment, _USED] += 1
-    _place(index.words, np.uint64(segment * SEGMENT), tag << _HALF | reference)
+    base = np.uint64(segment * SEGMENT)
+    _place(index.words, index.checks, base, tag << _HALF | reference, np.uint16(mixed))
 
 
 @compiled
 def remove(index: Any, lo: Any, hi: Any, slot: Any) -> Any:
     """Take out the id of the record in ``slot``, closing the gap it leaves; False if it is not there."""
-    tag = _hash(lo, hi)
+    tag = _hash(lo, hi) >> _HALF
     target = tag << _HALF | (np.uint64(slot) + _ONE)
     words = index.words
+    checks = index.checks
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
     while True:
         base = np.uint64(segment * SEGMENT)
@@ -235,6 +248,7 @@ def remove(index: Any, lo: Any, hi: Any, slot: Any) -> Any:
         # the word may move back into the hole unless its home lies between the hole and itself
         if ((position - home) & _POSITION_BITS) >= ((position - hole) & _POSITION_BITS):
             words[base + hole] = word
+            checks[base + hole] = checks[base + position]
             hole = position
     words[base + hole] = _ZERO
     return True

@@ -74,10 +74,10 @@ class LedgerKernel:
     """One shard of the ledger.
 
     ``max_accounts`` and ``max_transfers`` reserve address space, not memory: a record takes 128 bytes when it exists,
-    and its id about 13 more. A frame that might not fit raises `CapacityExceeded` before anything is changed.
+    and its id about 16 more. A frame that might not fit raises `CapacityExceeded` before anything is changed.
 
-    Where columns may be spilled, only the last `RECENT_TRANSFERS` to twice as many transfers stay in memory. An older
-    one is read back from disk when its id is used again, or when it is posted, voided or expires.
+    Where columns may be spilled, only about the last `RECENT_TRANSFERS` transfers stay in memory. An older one is
+    read back from disk when its id is used again, or when it is posted, voided or expires.
     """
 
     state_version: ClassVar[int] = STATE_VERSION
@@ -168,7 +168,8 @@ class LedgerKernel:
 
     def _release_old_transfers(self) -> None:
         transfers = int(self._arrays.meta[engine.TRANSFERS])
-        if transfers - self._released >= 2 * RECENT_TRANSFERS:
+        # in small steps, because giving memory back takes time as well
+        if transfers - self._released >= RECENT_TRANSFERS + RECENT_TRANSFERS // 16:
             self._released = transfers - RECENT_TRANSFERS
             self._state.release("transfers", self._released)
 

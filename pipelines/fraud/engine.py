@@ -45,7 +45,7 @@ from pipelines.fraud.records import (
 )  # fmt: skip
 from pipelines.fraud.state import CARDS_COLUMN, READ_AHEAD, TERMINALS_COLUMN, TRANSACTIONS_COLUMN, mark_bytes
 from pipelines.fraud.values import text_hash
-from pipelines.ledger.id_index import find, insert, peek, remove
+from pipelines.id_index import find, insert, peek, remove
 
 __all__ = ["OUT_OF_ROOM", "apply_rows"]
 

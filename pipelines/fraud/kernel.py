@@ -11,16 +11,15 @@ alone. Late transactions are put at their place by event time; ids seen before c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import pages
+from pipelines import id_index, pages
 from pipelines.codec import codec_of
+from pipelines.compiled import source_digest
 from pipelines.errors import StateVersionError, StreambankError
 from pipelines.frames import Events, Frame
 from pipelines.fraud import engine, rebuild
@@ -54,7 +53,6 @@ from pipelines.fraud.records import (
 )  # fmt: skip
 from pipelines.fraud.state import COLUMNS, READ_AHEAD, FraudArrays
 from pipelines.kernel import InvariantBroken, Output
-from pipelines.ledger import id_index
 
 __all__ = ["CapacityExceeded", "FraudKernel"]
 
@@ -69,17 +67,7 @@ class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for wha
     """The shard's reserved columns are full; the job must stop and be started with larger ones."""
 
 
-def _sources() -> NDArray[np.void]:
-    """See `pipelines.fraud.state.FraudArrays.sources`."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    compiled_sources = [path for path in here.glob("*.py") if path.name != Path(__file__).name]
-    for path in sorted([*compiled_sources, Path(pages.__file__), Path(id_index.__file__)]):
-        digest.update(path.read_bytes())
-    return np.zeros(0, np.dtype([(f"sources_{digest.hexdigest()[:32]}", "u1")]))
-
-
-_SOURCES: Final = _sources()
+_SOURCES: Final = np.zeros(0, np.dtype([(f"sources_{source_digest(__file__, id_index, pages)}", "u1")]))
 
 
 class FraudKernel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines import id_index
 from pipelines.compiled import compiled
 from pipelines.fraud.records import (
     BASE,
@@ -33,7 +34,6 @@ from pipelines.fraud.records import (
     WINDOWS_END,
 )  # fmt: skip
 from pipelines.fraud.values import add_entry
-from pipelines.ledger import id_index
 
 __all__ = ["first_broken", "indexes"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.compiled import compiled_inline
-from pipelines.ledger.id_index import IdIndex
+from pipelines.id_index import IdIndex
 from pipelines.pages import PAGE_BYTES, DirtyPages, mark
 
 __all__ = [

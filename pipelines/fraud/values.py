@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.compiled import compiled
 from pipelines.fraud.records import CAPACITY, DETAIL_KINDS, DETAILS, MERCHANT, MERCHANTS
-from pipelines.ledger.id_index import find, insert, remove
+from pipelines.id_index import find, insert, remove
 
 __all__ = ["add_entry", "count_of", "move_window", "remove_entry", "text_hash"]
 

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import expiry
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.ledger import expiry
-from pipelines.ledger.id_index import BURNED, IdIndex, find, insert, peek, remove
+from pipelines.id_index import BURNED, IdIndex, find, insert, peek, remove
 from pipelines.ledger.records import AccountFlags, PendingStatus, TransferFlags
 from pipelines.ledger.results import AccountResultCode as A
 from pipelines.ledger.results import TransferResultCode as T

@@ -11,20 +11,19 @@ docs/reference/ledger.md has every rule.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import pages
+from pipelines import expiry, id_index, pages
 from pipelines.codec import codec_of
+from pipelines.compiled import source_digest
 from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Events, Frame, Rows
 from pipelines.kernel import InvariantBroken, Output
-from pipelines.ledger import engine, expiry, id_index
+from pipelines.ledger import engine
 from pipelines.ledger.records import ACCOUNT, TRANSFER, U128, AccountFlags, PendingStatus, TransferFlags
 from pipelines.ledger.u128 import join, split
 
@@ -59,15 +58,7 @@ class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for wha
     """The shard's reserved columns are full; the job must stop and be started with larger ones."""
 
 
-def _sources() -> NDArray[np.void]:
-    """See `pipelines.ledger.engine.LedgerArrays.sources`."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), Path(pages.__file__)]):
-        digest.update(path.read_bytes())
-    return np.zeros(0, np.dtype([(f"sources_{digest.hexdigest()[:32]}", "u1")]))
-
-
-_SOURCES: Final = _sources()
+_SOURCES: Final = np.zeros(0, np.dtype([(f"sources_{source_digest(__file__, expiry, id_index, pages)}", "u1")]))
 
 
 class LedgerKernel:

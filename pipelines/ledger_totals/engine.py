@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.ledger.id_index import NOT_FOUND, IdIndex, find, insert
+from pipelines.id_index import NOT_FOUND, IdIndex, find, insert
 from pipelines.ledger.records import TransferFlags
 from pipelines.ledger.u128 import add
 from pipelines.pages import PAGE_BYTES, DirtyPages, mark

@@ -12,20 +12,19 @@ window was given up raises `WindowGivenUp`, with the setting to change.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import pages
+from pipelines import id_index, pages
 from pipelines.codec import codec_of
+from pipelines.compiled import source_digest
 from pipelines.errors import StateVersionError, StreambankError
 from pipelines.frames import Events, Frame
 from pipelines.kernel import Output
-from pipelines.ledger import id_index
+from pipelines.ledger import u128
 from pipelines.ledger.records import U128
 from pipelines.ledger.u128 import join
 from pipelines.ledger_totals import engine
@@ -47,16 +46,7 @@ class WindowGivenUp(StreambankError):  # noqa: N818 - an alarm, named for what h
     """An entry is older than the windows kept, or the keys are full; the job must stop and be started with more."""
 
 
-def _sources() -> NDArray[np.void]:
-    digest = hashlib.sha256()
-    directory = Path(__file__).parent
-    paths = [*directory.glob("*.py"), *Path(id_index.__file__).parent.glob("*.py"), Path(pages.__file__)]
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return np.zeros(0, np.dtype([(f"sources_{digest.hexdigest()[:32]}", "u1")]))
-
-
-_SOURCES: Final = _sources()
+_SOURCES: Final = np.zeros(0, np.dtype([(f"sources_{source_digest(__file__, id_index, pages, u128)}", "u1")]))
 
 
 class LedgerTotalsKernel:

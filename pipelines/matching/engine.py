@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipelines import expiry
 from pipelines.compiled import compiled, compiled_inline
-from pipelines.ledger import expiry
 from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
     execution,

@@ -12,20 +12,18 @@ rule.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import pages
+from pipelines import expiry, pages
 from pipelines.codec import codec_of
+from pipelines.compiled import source_digest
 from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Events, Frame, Rows
 from pipelines.kernel import InvariantBroken, Output
-from pipelines.ledger import expiry
 from pipelines.matching import arrays, engine, id_index, ladder
 from pipelines.matching.records import (
     ACCOUNT,
@@ -82,15 +80,7 @@ class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for wha
     """One frame caused more reports than fit; the job must stop and be started with a larger buffer."""
 
 
-def _sources() -> str:
-    """A digest of the sources, so that Numba's disk cache never serves code of other sources."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), Path(pages.__file__), Path(expiry.__file__)]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:32]
-
-
-_SOURCES: Final = _sources()
+_SOURCES: Final = source_digest(__file__, expiry, pages)
 
 
 class MatchingKernel:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.ledger import expiry, u128
-from pipelines.ledger.id_index import BURNED, MAX_DEPTH, NOT_FOUND, find, insert, new_index, rebuild, remove
+from pipelines import expiry
+from pipelines.id_index import BURNED, MAX_DEPTH, NOT_FOUND, find, insert, new_index, rebuild, remove
+from pipelines.ledger import u128
 from pipelines.ledger.records import TRANSFER, U128
 
 LIMIT = 2**128

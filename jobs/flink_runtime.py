@@ -285,7 +285,7 @@ def _key_by_first_column(records: DataStream) -> KeyedStream:
 
 
 def one_event_of_each_type(topic: str) -> bytes:
-    """A record of shard 0 of a topic with one event of each type, every field zero or empty."""
+    """A record of shard 0 of a topic with one event of each type, every field zero, empty or the least allowed."""
     from pipelines.codec import codec_of
     from pipelines.frames import Events, Frame
     from pipelines.wire import wrap
@@ -293,6 +293,10 @@ def one_event_of_each_type(topic: str) -> bytes:
     codec = codec_of(topic)
     rows = codec.new_rows(len(codec.event_types))
     rows[:, 0] = range(len(rows))
+    for event_type in codec.event_types:
+        for field in event_type.fields:
+            if field.minimum > 0:
+                rows[event_type.kind, field.word] = field.minimum
     return wrap(1, codec.encode(Frame(topic, 0, 1, 0, None, Events(rows))))
 
 

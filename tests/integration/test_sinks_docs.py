@@ -9,10 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra import registry
 from infra.settings import PROJECT_ROOT, Settings
 from infra.stores import API_ROLE, cassandra_session, postgres_conninfo
+from pipelines.catalogue import LEDGER_EVENTS, LEDGER_TOTALS, PIPELINES
+from pipelines.shard import Shard
 from tests.support.ledger_events import LedgerEventSource, joined
-from tests.support.sinks import SinkProcess, prepare, registered, running, send
+from tests.support.sinks import Record, SinkProcess, prepare, registered, running, send
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
 
@@ -32,15 +35,28 @@ def filled(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Set
     log = joined(source.accounts(8), source.transfers(60, 40, shards=1))
     prepare(environment, "postgres")
     prepare(environment, "cassandra")
-    send(environment, registered(environment, log.records))
+    records = registered(environment, log.records)
+    send(environment, records)
+    send(environment, totals(environment, records), LEDGER_TOTALS.name)
     directory = tmp_path_factory.mktemp("sinks")
     with (
         running(environment, "postgres", directory / "postgres.log") as postgres,
         running(environment, "cassandra", directory / "cassandra.log") as cassandra,
+        running(environment, "postgres-totals", directory / "postgres-totals.log") as postgres_totals,
     ):
-        for sink in (postgres, cassandra):
+        for sink in (postgres, cassandra, postgres_totals):
             wait_until(partial(_no_lag, sink), 240, "all applied")
     return environment
+
+
+def totals(environment: Settings, events: list[Record]) -> list[Record]:
+    """What the totals job makes of records of ledger.events."""
+    pipeline = PIPELINES["ledger_totals"]
+    schema_ids = {LEDGER_TOTALS.name: registry.register(LEDGER_TOTALS, environment)}
+    shards = [Shard(pipeline, number, schema_ids) for number in range(pipeline.shards)]
+    return [
+        (shard, output.value) for shard, value in events for output in shards[shard].apply(LEDGER_EVENTS.name, value)
+    ]
 
 
 def _no_lag(sink: SinkProcess) -> bool:

@@ -50,7 +50,7 @@ LOADS: Final[dict[str, Choose]] = {
 
 
 def measure(accounts: int = ACCOUNTS, ids: int = IDS, seed: int = 1) -> list[Measurement]:
-    """Takes some minutes and, with the default sizes, about 4 GB of memory and 7 GB of disk."""
+    """Takes some ten minutes and, with the default sizes, about 4 GB of memory and 7 GB of disk."""
     with _spilling():
         small, large = _Ledger(FEW_ACCOUNTS, seed), _Ledger(accounts, seed)
         found = [_compared(name, small, large) for name in LOADS]

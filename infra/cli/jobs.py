@@ -26,7 +26,7 @@ CheckpointInterval = Annotated[
 StateBackend = Annotated[
     str | None,
     typer.Option(
-        help="hashmap while the state fits the heap, rocksdb beyond.",
+        help="rocksdb unless given; hashmap keeps all state on the Java heap, which must hold it.",
         envvar="STREAMBANK_STATE_BACKEND",
         metavar="hashmap|rocksdb",
     ),

@@ -5,14 +5,21 @@ Exit codes: 0 done; 1 no such pipeline.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pipelines.catalogue import Pipeline, Topic
+
+
+class SinkTopics(NamedTuple):
+    """What a sink reads, and, if it is a relay, which topics it writes."""
+
+    topic: Topic
+    targets: tuple[Topic, ...] = ()
 
 
 def graph(
@@ -30,8 +37,8 @@ def graph(
     typer.echo(mermaid(shown, sink_topics()))
 
 
-def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
-    """The diagram's text. ``sinks``: the topic that each sink reads, by the sink's name."""
+def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> str:
+    """The diagram's text. ``sinks``: what each sink reads and writes, by the sink's name."""
     topics: dict[str, Topic] = {}
     nodes: list[str] = []
     edges: dict[str, None] = {}
@@ -53,28 +60,33 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
             nodes.append(f'    writer_{_id(topic.owner)}(["{topic.owner}"])')
             edges[f"    writer_{_id(topic.owner)} --> {_topic(topic)}"] = None
     letters = {topic.name: pipeline.dead_letters for pipeline in jobs for topic in pipeline.outputs}
-    for sink, topic in sorted(sinks.items()):
+    for sink, (topic, targets) in sorted(sinks.items()):
         if topic.name in topics:
-            nodes.append(f'    sink_{_id(sink)}[/"{sink}<br/>Faust sink"/]')
+            nodes.append(f'    sink_{_id(sink)}[/"{sink}<br/>Faust {"relay" if targets else "sink"}"/]')
             edges[f"    {_topic(topic)} --> sink_{_id(sink)}"] = None
+            for target in targets:
+                if target.name not in topics:
+                    nodes.append(f'    {_topic(target)}[("{target.name}<br/>{target.partitions} partitions")]')
+                edges[f"    sink_{_id(sink)} --> {_topic(target)}"] = None
             if topic.name in letters:
                 edges[f"    sink_{_id(sink)} -. unreadable .-> {_topic(letters[topic.name])}"] = None
     return "\n".join(["flowchart LR", *dict.fromkeys(nodes), *edges])
 
 
-def sink_topics() -> dict[str, Topic]:
-    """The topic of every sink in jobs/sinks, by the sink's name."""
+def sink_topics() -> dict[str, SinkTopics]:
+    """Every sink in jobs/sinks, by its name."""
     from importlib import import_module
+    from inspect import isabstract
     from pkgutil import iter_modules
 
     import jobs.sinks
     from jobs.sinks.base import Sink
 
-    found: dict[str, Topic] = {}
+    found: dict[str, SinkTopics] = {}
     for module in iter_modules(jobs.sinks.__path__):
         for kind in vars(import_module(f"jobs.sinks.{module.name}")).values():
-            if isinstance(kind, type) and issubclass(kind, Sink) and kind is not Sink:
-                found[kind.name] = kind.topic
+            if isinstance(kind, type) and issubclass(kind, Sink) and not isabstract(kind):
+                found[kind.name] = SinkTopics(kind.topic, getattr(kind, "targets", ()))
     return found
 
 

@@ -9,8 +9,8 @@ A rule set is a JSON document with the two thresholds of the score and a list of
 Thresholds are parts per million. ``action`` is review or block; a rule in ``mode`` shadow is evaluated and recorded,
 and decides nothing. An expression has numbers, fields of FeatureVector (integers as in the schema, amounts in cents),
 ``score`` (0 to 1), ``score_known``, ``+ - * / %``, comparisons, ``and or not``, ``in (1, 2)``, ``abs``, ``min``,
-``max`` and ``ratio(a, b)``, which is 0 where b is 0. There are no attributes, subscripts, texts, powers or loops, and an
-expression is bounded in length and nodes, so that evaluating one is a bounded number of operations per row.
+``max`` and ``ratio(a, b)``, which is 0 where b is 0. There are no attributes, subscripts, texts, powers or loops, and
+an expression is bounded in length and nodes, so that evaluating one is a bounded number of operations per row.
 
 A comparison with an unknown score is false. Numbers are 64-bit floats: integers up to 2^53 are exact. The same document
 over the same rows gives the same answers.

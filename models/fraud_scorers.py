@@ -1,7 +1,7 @@
 """Scores for frames of feature vectors: from the model server over HTTP, or from a model in this process.
 
-Both are asked the same way and give the same numbers for the same champion. A scorer never raises and never takes longer
-than it was allowed to: what it cannot score comes back without scores and with the reason.
+Both are asked the same way and give the same numbers for the same champion. A scorer never raises and never takes
+longer than it was allowed to: what it cannot score comes back without scores and with the reason.
 
 `ServedScorer` asks for the version that it knows to be the champion, with that version's own inputs, and follows the
 server's labels. Time-outs, connections that fail, 5xx and answers that are none count against the server; after
@@ -36,8 +36,8 @@ __all__ = ["EmbeddedScorer", "ServedScorer"]
 POLL_SECONDS: Final = 2.0
 POLL_SECONDS_WITHOUT_MODEL: Final = 0.25
 METADATA_SECONDS: Final = 1.0
-SHADOW_GRACE_SECONDS: Final = 0.005
-"""How long a decision waits for the challenger after the champion has answered."""
+SHADOW_SHARE: Final = 0.1
+"""Share of the allowed time that a decision waits for the challenger after the champion has answered."""
 RETRY_SHARE: Final = 0.3
 """A failed request is repeated once, if this share of the time is left."""
 CIRCUIT: Final = "model"
@@ -122,15 +122,20 @@ class ServedScorer:
                 await asyncio.gather(shadow, return_exceptions=True)
             log.debug("no scores", reason=fault.reason.name, detail=str(fault))
             return Scores(None, reason=fault.reason)
-        return Scores(found, version, UnknownReason.none, *await self._shadow_scores(shadow, challenger, end))
+        return Scores(
+            found,
+            version,
+            UnknownReason.none,
+            *await self._shadow_scores(shadow, challenger, SHADOW_SHARE * seconds, end),
+        )
 
     async def _shadow_scores(
-        self, shadow: asyncio.Task[NDArray[np.float64]] | None, challenger: _Version | None, end: float
+        self, shadow: asyncio.Task[NDArray[np.float64]] | None, challenger: _Version | None, grace: float, end: float
     ) -> tuple[NDArray[np.float64] | None, int]:
         if shadow is None or challenger is None:
             return None, 0
         left = end - asyncio.get_running_loop().time()
-        await asyncio.wait([shadow], timeout=max(0.0, min(SHADOW_GRACE_SECONDS, left)))
+        await asyncio.wait([shadow], timeout=max(0.0, min(grace, left)))
         if not shadow.done():
             shadow.cancel()
         (found,) = await asyncio.gather(shadow, return_exceptions=True)
@@ -148,13 +153,10 @@ class ServedScorer:
             if fault.reason in (UnknownReason.timeout, UnknownReason.circuit_open) or left < RETRY_SHARE * seconds:
                 raise
             if isinstance(fault, _RefusedFault):  # perhaps it serves another champion by now
-                async with asyncio.timeout_at(end - left / 2):
-                    await self._follow()
+                await self._follow(left / 2)
                 if self._champion is None or self._champion == champion:
                     raise
                 champion = self._champion
-        except TimeoutError as error:
-            raise _Fault(UnknownReason.timeout, "the labels were not read in time") from error
         return champion.number, await self._guarded(champion, vectors, end)
 
     async def _guarded(self, version: _Version, vectors: NDArray[np.void], end: float) -> NDArray[np.float64]:
@@ -209,11 +211,12 @@ class ServedScorer:
             await asyncio.sleep(POLL_SECONDS if self._champion else POLL_SECONDS_WITHOUT_MODEL)
             await self._follow()
 
-    async def _follow(self) -> None:
+    async def _follow(self, seconds: float = METADATA_SECONDS) -> None:
         """Read which versions are champion and challenger. What was known stays while the server is away."""
         try:
-            champion = await self._labelled(CHAMPION)
-            challenger = await self._labelled(CHALLENGER)
+            async with asyncio.timeout(seconds):
+                champion = await self._labelled(CHAMPION)
+                challenger = await self._labelled(CHALLENGER)
         except (_Fault, TimeoutError) as fault:
             self._missing = fault.reason if isinstance(fault, _Fault) else UnknownReason.timeout
             return
@@ -226,10 +229,7 @@ class ServedScorer:
     async def _labelled(self, label: str) -> _Version | None:
         assert self._session is not None, "open() comes first"
         try:
-            async with (
-                asyncio.timeout(METADATA_SECONDS),
-                self._session.get(f"{self._url}/v1/models/{self.model}/labels/{label}/metadata") as response,
-            ):
+            async with self._session.get(f"{self._url}/v1/models/{self.model}/labels/{label}/metadata") as response:
                 status, body = response.status, await response.read()
         except aiohttp.ClientError as error:
             raise _Fault(UnknownReason.unreachable, str(error)) from error

@@ -194,7 +194,7 @@ FRAUD_RULES: Final = Topic(
     "fraud.rules",
     partitions=1,
     retention_ms=FOREVER_MS,
-    owner="fraud",
+    owner="analysts",
     writers="many producers",
     doc="Rule sets of the fraud decisions; the newest version is in force.",
 )

@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
@@ -89,7 +89,7 @@ class ScoringOptions:
     """Times in seconds."""
 
     deadline_seconds: float = 0.25
-    policy: UnknownPolicy = UnknownPolicy()
+    policy: UnknownPolicy = field(default_factory=UnknownPolicy)
     rescore_seconds: float = 600.0
     """Age at which a transaction without a score is given up."""
     rescore_events: int = 200_000

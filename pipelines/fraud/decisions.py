@@ -19,7 +19,7 @@ from pipelines.frames import Events
 from pipelines.fraud.records import Status
 from pipelines.fraud.rules import MILLION, RuleSet
 
-__all__ = ["Decision", "Scores", "UnknownPolicy", "UnknownReason", "decide"]
+__all__ = ["Decision", "Judgement", "Scores", "UnknownPolicy", "UnknownReason", "decide", "judge"]
 
 _FEATURES: Final = codec_of("fraud.features").event_type("FeatureVector")
 _CODEC: Final = codec_of("fraud.decisions")
@@ -113,37 +113,54 @@ def decide(
         out["challenger_score"] = np.where(too_late, 0, np.rint(scores.challenger * MILLION)).astype(np.int64)
         out["challenger_score_is_set"] = ~too_late
 
-    reviewed = known & (millionths >= rules.review_at)
-    blocked = known & (millionths >= rules.block_at)
-    strength = reviewed.astype(np.int64) + blocked
-    strength = np.where(~known & (vectors["amount"] > policy.above), np.int64(policy.decision), strength)
-    hits = rules.hits(vectors, np.where(known, millionths / MILLION, np.nan))
-    for rule, hit in zip(rules.rules, hits, strict=True):
-        if not rule.shadow:
-            np.maximum(strength, np.where(hit, 1 + rule.blocks, 0), out=strength)
-    out["decision"] = strength
+    judged = judge(vectors, known, millionths, rules, policy)
+    out["decision"] = judged.decision
     out["rule_set_version"] = rules.version
     out["rescored"] = rescored
     out["scored_at"] = scored_at
 
     heap = HeapBuilder()
     out["model"] = heap.add(model)
-    _write_texts(out, heap, rules, hits, reviewed, blocked, reason)
+    _write_texts(out, heap, rules, judged, reason)
     return Events(rows, heap.array())
 
 
-def _write_texts(
-    out: NDArray[np.void],
-    heap: HeapBuilder,
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Columns of n rows: ``decision`` int64 of `Decision`, ``hits`` bool (rules, n), whether the score reached the
+    thresholds."""
+
+    decision: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    reviewed: NDArray[np.bool_]
+    blocked: NDArray[np.bool_]
+
+
+def judge(
+    vectors: NDArray[np.void],
+    known: NDArray[np.bool_],
+    millionths: NDArray[np.int64],
     rules: RuleSet,
-    hits: NDArray[np.bool_],
-    reviewed: NDArray[np.bool_],
-    blocked: NDArray[np.bool_],
-    reason: NDArray[np.int64],
+    policy: UnknownPolicy,
+) -> Judgement:
+    """What a rule set makes of vectors with scores in parts per million, where they are ``known``."""
+    reviewed = known & (millionths >= rules.review_at)
+    blocked = known & (millionths >= rules.block_at)
+    decision = reviewed.astype(np.int64) + blocked
+    decision = np.where(~known & (vectors["amount"] > policy.above), np.int64(policy.decision), decision)
+    hits = rules.hits(vectors, np.where(known, millionths / MILLION, np.nan))
+    for rule, hit in zip(rules.rules, hits, strict=True):
+        if not rule.shadow:
+            np.maximum(decision, np.where(hit, 1 + rule.blocks, 0), out=decision)
+    return Judgement(decision, hits, reviewed, blocked)
+
+
+def _write_texts(
+    out: NDArray[np.void], heap: HeapBuilder, rules: RuleSet, judged: Judgement, reason: NDArray[np.int64]
 ) -> None:
     """Texts per combination of what hit, not per row: a frame has few of them."""
-    key = reason | reviewed.astype(np.int64) << 4 | blocked.astype(np.int64) << 5
-    for number, hit in enumerate(hits):
+    key = reason | judged.reviewed.astype(np.int64) << 4 | judged.blocked.astype(np.int64) << 5
+    for number, hit in enumerate(judged.hits):
         key |= hit.astype(np.int64) << (6 + number)
     combinations, which = np.unique(key, return_inverse=True)
     words = np.zeros((len(combinations), 3), np.int64)

@@ -66,7 +66,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "abs": np.abs, "min": np.minimum, "max": np.maximum, "ratio": _ratio,
 }  # fmt: skip
 _ARGUMENTS: Final = {"abs": 1, "min": 2, "max": 2, "ratio": 2}
-_OPERATORS: Final = {
+_OPERATORS: Final[dict[type[ast.AST], Callable[..., Any]]] = {
     ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.true_divide, ast.Mod: np.mod,
     ast.USub: np.negative, ast.UAdd: np.positive,
     ast.Eq: np.equal, ast.NotEq: _not_equal, ast.Gt: np.greater, ast.GtE: np.greater_equal,
@@ -83,8 +83,9 @@ class _ColumnEvaluator(simpleeval.SimpleEval):  # type: ignore[misc]
 
     def __init__(self, names: Mapping[str, Any]) -> None:
         super().__init__(operators=_OPERATORS, functions=_FUNCTIONS, names=names)
+        inherited: dict[type[ast.AST], Callable[..., Any]] = self.nodes  # type: ignore[has-type]
         kept = (ast.Expr, ast.Name, ast.BinOp, ast.Call, ast.Constant)
-        self.nodes = {kind: self.nodes[kind] for kind in kept} | {
+        self.nodes = {kind: inherited[kind] for kind in kept} | {
             ast.UnaryOp: self._unary, ast.BoolOp: self._bool, ast.Compare: self._compared, ast.Tuple: self._tuple,
         }  # fmt: skip
 
@@ -208,10 +209,11 @@ def _parsed(name: str, when: str) -> ast.AST:
 def _check_node(name: str, node: ast.AST) -> None:
     if not isinstance(node, _NODES):
         raise RuleError(f"rule {name}: {type(node).__name__} is not part of the rules' language")
-    if isinstance(node, ast.Constant) and type(node.value) not in (int, float, bool):
-        raise RuleError(f"rule {name}: constants are numbers, found {node.value!r}")
-    if isinstance(node, ast.Constant) and abs(node.value) > 2**53:
-        raise RuleError(f"rule {name}: {node.value} is beyond 2^53")
+    if isinstance(node, ast.Constant):
+        if not isinstance(node.value, int | float):
+            raise RuleError(f"rule {name}: constants are numbers, found {node.value!r}")
+        if abs(node.value) > 2**53:
+            raise RuleError(f"rule {name}: {node.value} is beyond 2^53")
     if isinstance(node, ast.Tuple) and not all(isinstance(one, ast.Constant | ast.UnaryOp) for one in node.elts):
         raise RuleError(f"rule {name}: 'in' takes a list of numbers")
     if isinstance(node, ast.Call):
@@ -247,10 +249,7 @@ class RuleSet:
         if not isinstance(found, dict) or (unknown := set(found) - {"review_at", "block_at", "rules"}):
             what = sorted(unknown) if isinstance(found, dict) else type(found).__name__
             raise RuleError(f"a rule set is an object with review_at, block_at and rules, found {what}")
-        review_at, block_at = found.get("review_at"), found.get("block_at")
-        for name, value in (("review_at", review_at), ("block_at", block_at)):
-            if type(value) is not int or not 0 < value <= MILLION + 1:
-                raise RuleError(f"{name} is 1 to 1,000,001 parts per million (the last one: never), found {value!r}")
+        review_at, block_at = (_threshold(found, name) for name in ("review_at", "block_at"))
         if review_at > block_at:
             raise RuleError(f"review_at {review_at} is above block_at {block_at}")
         listed = found.get("rules", [])
@@ -268,6 +267,13 @@ class RuleSet:
         for row, rule in enumerate(self.rules):
             found[row] = _evaluate(rule.tree, rule.when, names)
         return found
+
+
+def _threshold(document: dict[str, Any], name: str) -> int:
+    value = document.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MILLION + 1:
+        raise RuleError(f"{name} is 1 to 1,000,001 parts per million (the last one: never), found {value!r}")
+    return value
 
 
 DEFAULT_RULES: Final = RuleSet(0, 300_000, 900_000, ())

@@ -22,11 +22,21 @@ import structlog
 from aiohttp import web
 from aiohttp.client_exceptions import ClientConnectionError, ClientPayloadError
 
-from api.auth import Authenticator, JwksUrl, LocalKeys, TokenError, client_credentials, granted_scopes, issue_token
+from api.auth import (
+    Authenticator,
+    JwksUrl,
+    LocalKeys,
+    Principal,
+    TokenError,
+    client_credentials,
+    granted_scopes,
+    issue_token,
+)
 from api.batching import Batcher
 from api.clients import ClientStore
 from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
+from api.fraud_cases import FraudCases
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import Ingest, WriteRoute, preferred_wait
@@ -41,7 +51,7 @@ from api.rate_limit import RateLimiter
 from api.results import ResultReader
 from infra.registry import schema_ids
 from infra.settings import Settings
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
+from pipelines.catalogue import FRAUD_TRANSACTIONS, LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
 from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import StreambankError
 from pipelines.frames import Events, Frame
@@ -52,6 +62,13 @@ WRITE_ROUTES: Final = (
     WriteRoute("/v1/accounts", ("CreateAccount",)),
     WriteRoute("/v1/transfers", ("CreateTransfer",)),
     WriteRoute("/v1/ledger/events", ("CreateAccount", "CreateTransfer")),
+)
+CASE_ROUTES: Final = (
+    ("GET", "/v1/fraud/cases", FraudCases.list),
+    ("GET", "/v1/fraud/cases/{id}", FraudCases.get),
+    ("POST", "/v1/fraud/cases/{id}/assign", FraudCases.assign),
+    ("POST", "/v1/fraud/cases/{id}/notes", FraudCases.note),
+    ("POST", "/v1/fraud/cases/{id}/close", FraudCases.close_case),
 )
 MAX_FORM_BYTES: Final = 8192
 REGISTRY_RETRY_SECONDS: Final = 1.0
@@ -131,6 +148,9 @@ class Worker:
             account_flags=account.field("flags").flags,
             transfer_flags=transfer.field("flags").flags,
         )
+        self.cases = FraudCases(
+            settings, self._guard, timeout=config.store_seconds, delivery_seconds=config.delivery_seconds
+        )
         self.document = msgspec.json.encode(openapi_document(self.commands, self.results_codec))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
@@ -147,6 +167,7 @@ class Worker:
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
+        await self.cases.open()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -158,6 +179,7 @@ class Worker:
         await asyncio.to_thread(self.sender.close)
         await asyncio.to_thread(self.results.close)
         await self.queries.close()
+        await self.cases.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
@@ -172,11 +194,17 @@ class Worker:
             self._readiness = (time.monotonic(), answers)
         return answers
 
+    async def _guard(self, request: web.Request, scope: str) -> tuple[Principal, dict[str, str]]:
+        principal = await self.authenticator.principal(request.headers.get("Authorization"), scope)
+        allowance = await self.events_limit.charge(principal.client_id, 1)
+        return principal, allowance.headers()
+
     async def _learn_schema_id(self) -> None:
         said = ""
         while self.sender.schema_id is None:
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
+                self.cases.sender.schema_id = found[FRAUD_TRANSACTIONS.name]
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
             except StreambankError as error:
                 if str(error) != said:
@@ -213,6 +241,8 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
     app.router.add_get("/v1/transfers", _search)
     app.router.add_get("/v1/transfers/{id}", _transfer)
+    for method, path, action in CASE_ROUTES:
+        app.router.add_route(method, path, partial(_case, action))
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)
@@ -282,6 +312,12 @@ async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.ingest.handle(request, route, principal)
+
+
+async def _case(
+    action: Callable[[FraudCases, web.Request], Awaitable[web.Response]], request: web.Request
+) -> web.StreamResponse:
+    return await action(request.app[WORKER].cases, request)
 
 
 @asynccontextmanager

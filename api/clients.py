@@ -26,6 +26,8 @@ __all__ = ["SCOPES", "Client", "ClientError", "ClientStore"]
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
     "ledger:read": "Read balances, statements and transfers.",
+    "fraud:read": "Read fraud cases.",
+    "fraud:write": "Assign, note and close fraud cases.",
 }
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""

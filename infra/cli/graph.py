@@ -38,7 +38,10 @@ def graph(
 
 
 def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> str:
-    """The diagram's text. ``sinks``: what each sink reads and writes, by the sink's name."""
+    """The diagram's text. ``sinks``: what each sink reads and writes, by the sink's name. Topics of a system that no
+    job reads or writes are shown with it."""
+    from pipelines.catalogue import PIPELINES, TOPICS
+
     topics: dict[str, Topic] = {}
     nodes: list[str] = []
     edges: dict[str, None] = {}
@@ -53,6 +56,12 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> s
             edges[f"    job_{_id(pipeline.name)} --> {_topic(topic)}"] = None
         topics[pipeline.dead_letters.name] = pipeline.dead_letters
         edges[f"    job_{_id(pipeline.name)} -. unreadable .-> {_topic(pipeline.dead_letters)}"] = None
+    systems = {pipeline.dead_letters.name.split(".", 1)[0] for pipeline in jobs}
+    topics |= {
+        name: topic
+        for name, topic in TOPICS.items()
+        if name.split(".", 1)[0] in systems and not any(topic in _around(found) for found in PIPELINES.values())
+    }
     written = {topic.name for pipeline in jobs for topic in (*pipeline.outputs, pipeline.dead_letters)}
     for name, topic in sorted(topics.items()):
         nodes.append(f'    {_topic(topic)}[("{name}<br/>{topic.partitions} partitions")]')
@@ -71,6 +80,10 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> s
             if topic.name in letters:
                 edges[f"    sink_{_id(sink)} -. unreadable .-> {_topic(letters[topic.name])}"] = None
     return "\n".join(["flowchart LR", *dict.fromkeys(nodes), *edges])
+
+
+def _around(pipeline: Pipeline) -> tuple[Topic, ...]:
+    return (*pipeline.inputs, *pipeline.outputs, pipeline.dead_letters)
 
 
 def sink_topics() -> dict[str, SinkTopics]:

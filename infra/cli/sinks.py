@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from infra.settings import Settings
+    from jobs.sinks.base import Sink
 
 
 class Destination(StrEnum):
@@ -15,6 +21,12 @@ class Destination(StrEnum):
     CASSANDRA = "cassandra"
     POSTGRES_TOTALS = "postgres-totals"
     CASSANDRA_TOTALS = "cassandra-totals"
+    FRAUD_CASES = "fraud-cases"
+    FRAUD_RESCORE_CASES = "fraud-rescore-cases"
+    CASSANDRA_FRAUD_FEATURES = "cassandra-fraud-features"
+    CASSANDRA_FRAUD_DECISIONS = "cassandra-fraud-decisions"
+    CASSANDRA_FRAUD_RESCORES = "cassandra-fraud-rescores"
+    CASSANDRA_FRAUD_LABELS = "cassandra-fraud-labels"
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +77,13 @@ def register(app: typer.Typer) -> None:
         from infra.logs import configure_logs
         from infra.settings import settings
         from jobs.sinks.cassandra import CassandraSink
+        from jobs.sinks.cassandra_fraud import (
+            FraudDecisionsSink,
+            FraudFeaturesSink,
+            FraudLabelsSink,
+            FraudRescoresSink,
+        )
+        from jobs.sinks.fraud_cases import FraudCasesSink, FraudRescoreCasesSink
         from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
         from jobs.sinks.postgres import PostgresSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
@@ -77,6 +96,10 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        kinds = {kind.name: kind for kind in (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink)}
-        kind = kinds[destination.value]
-        raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))
+        classes = (
+            PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink, FraudCasesSink, FraudRescoreCasesSink,
+            FraudFeaturesSink, FraudDecisionsSink, FraudRescoresSink, FraudLabelsSink,
+        )  # fmt: skip
+        kinds: dict[str, Callable[[Settings], Sink]] = {kind.name: kind for kind in classes}
+        made = kinds[destination.value](settings())
+        raise typer.Exit(asyncio.run(SinkWorker(made, settings(), options).run()))

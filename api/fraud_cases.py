@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final, Literal, LiteralString
 
@@ -97,7 +97,7 @@ class FraudCases:
         self.sender = KafkaSender(settings, FRAUD_TRANSACTIONS, delivery_seconds)
         self._guard = guard
         self._timeout = timeout
-        self._pool = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
             postgres_conninfo(settings, API_ROLE),
             min_size=0,
             max_size=POOL_CONNECTIONS,
@@ -205,7 +205,7 @@ class FraudCases:
             )
             return _json(await _case(connection, _id(request)), headers)
 
-    async def _send(self, shard: int, labels: list[dict[str, Any]]) -> None:
+    async def _send(self, shard: int, labels: Sequence[dict[str, Any]]) -> None:
         """Labels acknowledged by Kafka; raises `Problem` 503."""
         events = parse_events(_TRANSACTIONS, labels)
         frame = Frame(FRAUD_TRANSACTIONS.name, shard, 0, time.time_ns() // 1000, None, events)

@@ -1,4 +1,4 @@
-"""A training set read from Cassandra is what the stream said, with the labels known at the asked moment and no other."""
+"""A training set read from Cassandra is what the stream said, with the labels known at that moment and no other."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_training_set_is_the_streams_and_knows_no_label_early(
         assert found.vectors.tobytes() == expected.vectors.tobytes()
         assert found.fraud.tolist() == known.tolist()
     assert known.tolist() == expected.fraud.tolist()
-    assert 0 < known.sum()
+    assert known.sum() > 0
 
     # the revision counts once it is known
     assert everything.fraud[first_fraud]

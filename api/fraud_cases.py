@@ -97,7 +97,7 @@ class FraudCases:
         self.sender = KafkaSender(settings, FRAUD_TRANSACTIONS, delivery_seconds)
         self._guard = guard
         self._timeout = timeout
-        self._pool = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
             postgres_conninfo(settings, API_ROLE),
             min_size=0,
             max_size=POOL_CONNECTIONS,
@@ -119,7 +119,7 @@ class FraudCases:
 
     # --- routes
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def page(self, request: web.Request) -> web.Response:
         """GET /v1/fraud/cases: newest first; ``status``, ``assignee``, ``limit``, ``cursor``."""
         _, headers = await self._guard(request, READ)
         for name in request.query:

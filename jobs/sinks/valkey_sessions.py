@@ -3,7 +3,7 @@
     {prefix}fraud:session:{shard}:{customer}    hash: event_time, terminal_id, amount, device, country
     {prefix}fraud:merchants:{shard}:{customer}  sorted set: merchants by the time of their last transaction
 
-``{prefix}`` is ``STREAMBANK_TOPIC_PREFIX``. Both expire `SESSION_SECONDS` after the card's last transaction was written;
+``{prefix}`` is ``STREAMBANK_TOPIC_PREFIX``. Both expire `SESSION_SECONDS` after the last transaction was written;
 device and country stay what was last given. A transaction that is older than the one that is kept changes only the
 merchants, so repeats and late ones do no harm. The position is in a hash beside them, written with a batch's effects in
 one MULTI: a Valkey that lost its data is filled again from the start of the topic.

@@ -64,7 +64,7 @@ WRITE_ROUTES: Final = (
     WriteRoute("/v1/ledger/events", ("CreateAccount", "CreateTransfer")),
 )
 CASE_ROUTES: Final = (
-    ("GET", "/v1/fraud/cases", FraudCases.list),
+    ("GET", "/v1/fraud/cases", FraudCases.page),
     ("GET", "/v1/fraud/cases/{id}", FraudCases.get),
     ("POST", "/v1/fraud/cases/{id}/assign", FraudCases.assign),
     ("POST", "/v1/fraud/cases/{id}/notes", FraudCases.note),

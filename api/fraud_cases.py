@@ -50,13 +50,14 @@ _LIST: Final[LiteralString] = f"""
     SELECT {_CASE} FROM fraud_cases
     WHERE (%(status)s::text IS NULL OR status = %(status)s) AND (%(assignee)s::text IS NULL OR assignee = %(assignee)s)
         AND (%(raised_at)s::bigint IS NULL OR (raised_at, case_id) < (%(raised_at)s, %(before)s::numeric))
-    ORDER BY raised_at DESC, case_id DESC LIMIT %(limit)s
+    ORDER BY raised_at DESC, fraud_cases.case_id DESC LIMIT %(limit)s
 """  # noqa: S608 - a constant of this module
 _GET: Final[LiteralString] = f"SELECT {_CASE} FROM fraud_cases WHERE case_id = %(id)s::numeric"  # noqa: S608
 _CASE_TRANSACTIONS: Final[LiteralString] = """
     SELECT transaction_id::text, event_time, terminal_id, amount, decision, score, model_version, rule_set_version,
         reason_codes, rescored
-    FROM fraud_case_transactions WHERE case_id = %(id)s::numeric ORDER BY event_time, transaction_id
+    FROM fraud_case_transactions WHERE case_id = %(id)s::numeric
+    ORDER BY event_time, fraud_case_transactions.transaction_id
 """
 _NOTES: Final[LiteralString] = """
     SELECT author, text, (extract(epoch FROM written_at) * 1000000)::bigint AS written_at
@@ -119,7 +120,7 @@ class FraudCases:
 
     # --- routes
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def page(self, request: web.Request) -> web.Response:
         """GET /v1/fraud/cases: newest first; ``status``, ``assignee``, ``limit``, ``cursor``."""
         _, headers = await self._guard(request, READ)
         for name in request.query:

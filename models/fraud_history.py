@@ -27,7 +27,7 @@ from models.fraud_dataset import FraudDataset
 from pipelines.catalogue import FRAUD_SHARDS
 from pipelines.codec import codec_of
 
-__all__ = ["BUCKETS", "read_training_set"]
+__all__ = ["BUCKETS", "read_partitions", "read_training_set"]
 
 BUCKETS: Final = 16
 """Partitions of a shard's day, as the sinks write them."""
@@ -64,12 +64,12 @@ def read_training_set(
     vectors: list[tuple[int, ...]] = []
     newest: dict[tuple[int, int], tuple[tuple[int, int, int], bool]] = {}
     with cassandra_session(settings) as session:
-        for (shard, _, _), row in _rows(session, _FEATURES, partitions):
+        for (shard, _, _), row in read_partitions(session, _FEATURES, partitions):
             status, sequence, event_index, transaction_id, *numbers = row
             if status == "computed":
                 places.append((shard, sequence, event_index))
                 vectors.append((transaction_id, *numbers))
-        for (shard, _, _), row in _rows(session, _LABELS, [*partitions, *unplaced]):
+        for (shard, _, _), row in read_partitions(session, _LABELS, [*partitions, *unplaced]):
             transaction_id, known_at, sequence, event_index, fraud = row
             arrival = (known_at, sequence, event_index)
             key = (shard, transaction_id)
@@ -96,10 +96,10 @@ def _vectors(rows: Sequence[tuple[int, ...]]) -> NDArray[np.void]:
     return found
 
 
-def _rows(
+def read_partitions(
     session: Any, query: str, partitions: Sequence[tuple[int, int, int]]
 ) -> Iterator[tuple[tuple[int, int, int], Any]]:
-    """Rows of many partitions, with the partition of each."""
+    """Rows of many (shard, day, bucket) partitions, with the partition of each; ``query`` has their three places."""
     from cassandra.concurrent import execute_concurrent_with_args
 
     answers = execute_concurrent_with_args(

@@ -32,6 +32,7 @@ class Part(StrEnum):
     LOCKING = "locking"
     MATCHING = "matching"
     FRAUD = "fraud"
+    FRAUD_SCORING = "fraud_scoring"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -44,6 +45,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.LOCKING: ("postgres",),
     Part.MATCHING: (),
     Part.FRAUD: (),
+    Part.FRAUD_SCORING: ("kafka", "registry"),
 }
 
 

@@ -27,6 +27,7 @@ class Destination(StrEnum):
     CASSANDRA_FRAUD_DECISIONS = "cassandra-fraud-decisions"
     CASSANDRA_FRAUD_RESCORES = "cassandra-fraud-rescores"
     CASSANDRA_FRAUD_LABELS = "cassandra-fraud-labels"
+    VALKEY_FRAUD_SESSIONS = "valkey-fraud-sessions"
 
 
 def register(app: typer.Typer) -> None:
@@ -86,6 +87,7 @@ def register(app: typer.Typer) -> None:
         from jobs.sinks.fraud_cases import FraudCasesSink, FraudRescoreCasesSink
         from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
         from jobs.sinks.postgres import PostgresSink
+        from jobs.sinks.valkey_sessions import FraudSessionsSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
         configure_logs()
@@ -99,6 +101,7 @@ def register(app: typer.Typer) -> None:
         classes = (
             PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink, FraudCasesSink, FraudRescoreCasesSink,
             FraudFeaturesSink, FraudDecisionsSink, FraudRescoresSink, FraudLabelsSink,
+            FraudSessionsSink,
         )  # fmt: skip
         kinds: dict[str, Callable[[Settings], Sink]] = {kind.name: kind for kind in classes}
         made = kinds[destination.value](settings())

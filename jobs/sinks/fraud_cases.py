@@ -124,7 +124,8 @@ class FraudCasesSink(PostgresSink):
     async def _apply_events(self, connection: psycopg.AsyncConnection[Any], additions: Sequence[Addition]) -> None:
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for addition in additions:
-            _gather(columns, addition.after.partition, addition.events)
+            if len(addition.events):
+                _gather(columns, addition.after.partition, addition.events)
         if not columns["case_id"]:
             return
         await connection.execute(_OPEN, columns)

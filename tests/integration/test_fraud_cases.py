@@ -105,7 +105,7 @@ def test_decisions_become_cases_and_closed_cases_labels(
         return found
 
     with running(environment, "fraud-cases", tmp_path / "cases.log"):
-        wait_until(lambda: len(cases()) == 4, 90, "four cases")
+        wait_until(lambda: len(cases()) == 4, 60, "four cases")
         raised = wait_until(lambda: len(found := alerts(environment)) == 4 and found, 60, "four alerts")
 
     # one per card and day, whatever is repeated, even by a sink that starts from nothing again

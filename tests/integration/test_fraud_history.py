@@ -1,8 +1,9 @@
-"""A training set read from Cassandra is what the stream said, with the labels known at that moment and no other."""
+"""A training set read from Cassandra is what the stream said, with the labels known at the asked moment alone."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from jobs.sinks.cassandra_fraud import (
     FraudRescoresSink,
 )
 from models import fraud_history
-from models.fraud_dataset import FraudDataset, dataset_of
+from models.fraud_dataset import INPUTS, FraudDataset, dataset_of
 from models.fraud_history import read_training_set
+from models.fraud_report import NothingToReportError, make_report, psi, write_report
 from models.fraud_stream import EPOCH_MICROS, event_rows, frames
 from models.simulator import CardTransactions, simulate
 from pipelines.codec import codec_of
@@ -39,7 +41,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 VECTOR = codec_of("fraud.features").event_type("FeatureVector").dtype
 FIRST_DAY = EPOCH_MICROS // DAY
-SHARD = 2
+SHARD, OTHER_SHARD = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,52 @@ def test_a_training_set_is_the_streams_and_knows_no_label_early(
     assert again.fraud.tolist() == everything.fraud.tolist()
 
 
+def test_a_days_report_measures_drift_and_what_alerts_were_worth(
+    environment: Settings, world: CardTransactions, tmp_path: Path
+) -> None:
+    """Decisions of days 100 to 130 by an oracle that is wrong about every tenth transaction; none on day 130."""
+    streamed = dataset_of(world)
+    records = []
+    for sequence, day in enumerate(range(100, 131), 1):
+        rows = days(streamed, day, day)
+        wrong = rows.vectors["transaction_id_lo"] % 10 == 0
+        score = np.where(rows.fraud != wrong, 0.95, 0.05)
+        scores = Scores(score, 3) if day < 130 else Scores(None, reason=UnknownReason.timeout)
+        events = decide(rows.vectors, scores, DEFAULT_RULES, UnknownPolicy(), model="fraud", scored_at=9)
+        frame = Frame("fraud.decisions", SHARD, sequence, 0, None, events)
+        records.append((SHARD, wrap(1, codec_of("fraud.decisions").encode(frame))))
+    asyncio.run(project(environment, EventLog(records), FraudDecisionsSink))
+
+    report = make_report(environment, FIRST_DAY + 129)
+    labelled = days(streamed, 129 - 13, 129 - 7)
+    wrong = labelled.vectors["transaction_id_lo"] % 10 == 0
+    alerted = labelled.fraud != wrong
+    known = labelled.fraud & (labelled.vectors["event_time"] + 7 * DAY <= EPOCH_MICROS + 130 * DAY)
+    assert report.day == "2018-08-08"
+    assert report.transactions == len(days(streamed, 129, 129))
+    assert report.alerts == alerted.sum() > 10
+    assert report.alert_precision == pytest.approx((known & alerted).sum() / alerted.sum())
+    assert report.unknown_rate == 0
+    assert [count for *_, count in report.calibration] == [(~alerted).sum(), alerted.sum()]
+    assert report.calibration[1][:2] == pytest.approx((0.95, report.alert_precision))
+    assert set(report.drift) == set(INPUTS)
+
+    names = {path.name for path in write_report(report, tmp_path)}
+    assert names == {"report.json", "drift.png", "calibration.png", "metrics.prom"}
+    assert (
+        f"streambank_fraud_alert_precision {report.alert_precision}"
+        in (tmp_path / report.day / "metrics.prom").read_text()
+    )
+    silent = make_report(environment, FIRST_DAY + 130)
+    assert (silent.unknown_rate, set(silent.unknown_reasons), silent.score_drift) == (1, {"timeout"}, None)
+    with pytest.raises(NothingToReportError, match="do the sinks run"):
+        make_report(environment, FIRST_DAY + 400)
+
+    rng = np.random.default_rng(1)
+    sample, same, moved = rng.normal(0, 1, 4_000), rng.normal(0, 1, 4_000), rng.normal(1, 1, 4_000)
+    assert psi(sample, same) < 0.02 < 0.25 < psi(sample, moved)
+
+
 def test_decisions_are_kept_with_model_and_rules(environment: Settings, world: CardTransactions) -> None:
     vectors = dataset_of(world).vectors[:3].copy()
 
@@ -120,8 +168,7 @@ def test_decisions_are_kept_with_model_and_rules(environment: Settings, world: C
         events = decide(
             vectors, scores, DEFAULT_RULES, UnknownPolicy(above=0), model="fraud", scored_at=9, rescored=rescored
         )
-        sequence = 0 if rescored else 1
-        return EventLog([(SHARD, wrap(1, codec_of(topic).encode(Frame(topic, SHARD, sequence, 0, None, events))))])
+        return EventLog([(OTHER_SHARD, wrap(1, codec_of(topic).encode(Frame(topic, OTHER_SHARD, 1, 0, None, events))))])
 
     asyncio.run(
         project(environment, log("fraud.decisions", Scores(None, reason=UnknownReason.timeout)), FraudDecisionsSink)
@@ -134,6 +181,8 @@ def test_decisions_are_kept_with_model_and_rules(environment: Settings, world: C
         rows = session.execute(
             "SELECT transaction_id, rescored, decision, score, model_version, challenger_version, challenger_score,"
             " unknown_reason, reason_codes, rule_set_version, event_time, model FROM fraud_decisions"
+            " WHERE shard = %s ALLOW FILTERING",
+            [OTHER_SHARD],
         )
         found = sorted(tuple(row) for row in rows)
     times = vectors["event_time"].tolist()

@@ -24,6 +24,7 @@ from pipelines.frames import Frame
 from pipelines.fraud.decisions import Scores, UnknownPolicy, decide
 from pipelines.fraud.rules import DEFAULT_RULES
 from tests.support.fraud_scoring import (
+    DecisionLog,
     FaultyModelServer,
     all_frames,
     decided,
@@ -113,8 +114,9 @@ def expected(registry: Registry, frames: list[Frame]) -> list[list[dict[str, Any
 class Feed:
     """Sends frames and waits for their decisions."""
 
-    def __init__(self, environment: Settings, frames: list[Frame]) -> None:
+    def __init__(self, environment: Settings, frames: list[Frame], log: DecisionLog) -> None:
         self.environment = environment
+        self.log = log
         self.frames = frames
         self.sent: list[Frame] = []
 
@@ -129,7 +131,7 @@ class Feed:
         """Those of a run of frames, once all are there."""
 
         def there() -> list[dict[str, Any]] | None:
-            found = decided(self.environment, range(SHARDS))
+            found = self.log.take()
             if not all(frame.sequence in found[frame.shard] for frame in run):
                 return None
             return [one for frame in run for one in found[frame.shard][frame.sequence]]
@@ -143,11 +145,14 @@ class Feed:
 def test_every_transaction_is_decided_whatever_the_server_does(
     environment: Settings, registry: Registry, server: FaultyModelServer, frames: list[Frame], tmp_path: Path
 ) -> None:
-    feed = Feed(environment, frames)
-    options = {"deadline_ms": str(DEADLINE_MS), "failures_to_open": "3", "open_seconds": "0.3"}
+    options = {"deadline_ms": str(DEADLINE_MS), "failures_to_open": "2", "open_seconds": "0.3"}
     unknown = 0
 
-    with scoring(environment, tmp_path / "scorer.log", server.url, **options) as scorer:
+    with (
+        DecisionLog(environment, range(SHARDS)) as log,
+        scoring(environment, tmp_path / "scorer.log", server.url, **options) as scorer,
+    ):
+        feed = Feed(environment, frames, log)
         # awake: the same decisions as the model in this process, the challenger's scores beside them
         run = feed.send(20)
         found = plain(feed.decisions(run))
@@ -181,7 +186,7 @@ def test_every_transaction_is_decided_whatever_the_server_does(
             server.mode = "pass"
             recovered(feed)
             server.mode = mode
-            for _ in range(4):
+            for _ in range(2):
                 found = feed.through(2)
                 assert {one["unknown_reason"] for one in found} <= {reason, "circuit_open"}, mode
                 unknown += len(found)
@@ -266,18 +271,16 @@ def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(
     repeated = frames[:120] + frames[100:260] + frames[240:]
     records = records_of(environment, repeated)
     send(environment, records[:200], "fraud.features")
-
-    def count() -> int:
-        return sum(len(found) for found in decided(environment, range(SHARDS)).values())
-
-    with scoring(environment, log, server.url):
-        wait_until(lambda: count() >= 20, 90, "first decisions")
-    with scoring(environment, log, server.url):
-        send(environment, records[200:], "fraud.features")
-        wait_until(lambda: count() >= 220, 90, "more decisions")
-    with scoring(environment, log, tracking_uri=registry.tracking_uri) as embedded:
-        wait_until(lambda: count() == len(frames), 90, "all decisions")
-        assert embedded.stop() == 0
+    with DecisionLog(environment, range(SHARDS)) as decisions:
+        with scoring(environment, log, server.url):
+            wait_until(lambda: decisions.count() >= 20, 90, "first decisions")
+        with scoring(environment, log, server.url):
+            send(environment, records[200:350], "fraud.features")
+            wait_until(lambda: decisions.count() >= 220, 90, "more decisions")
+        with scoring(environment, log, tracking_uri=registry.tracking_uri) as embedded:
+            send(environment, records[350:], "fraud.features")
+            wait_until(lambda: decisions.count() == len(frames), 90, "all decisions")
+            assert embedded.stop() == 0
 
     found = decided(environment, range(SHARDS))
     assert all(sorted(found[shard]) == list(range(1, len(frames) // SHARDS + 1)) for shard in range(SHARDS))

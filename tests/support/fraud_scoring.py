@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
+from confluent_kafka import Consumer, TopicPartition
 from numpy.typing import NDArray
 
 from infra import topics
@@ -220,6 +221,37 @@ def decided(environment: Settings, shards: Iterable[int] = range(4)) -> dict[int
         }
         for shard in shards
     }
+
+
+class DecisionLog:
+    """First decisions as they come, by shard and sequence; one consumer, so that asking often is cheap."""
+
+    def __init__(self, environment: Settings, shards: Iterable[int]) -> None:
+        self.found: dict[int, dict[int, Decisions]] = {shard: {} for shard in shards}
+        self._read = registry_reader(environment)
+        self._consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": "decision-log"})
+        topic = environment.kafka_topic("fraud.decisions")
+        self._consumer.assign([TopicPartition(topic, shard, 0) for shard in self.found])
+
+    def __enter__(self) -> DecisionLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def take(self) -> dict[int, dict[int, Decisions]]:
+        """All there are by now; of equal sequences the first."""
+        codec = codec_of("fraud.decisions")
+        for message in self._consumer.consume(500, timeout=0.1):
+            assert message.error() is None, message.error()
+            schema_id, body = unwrap(message.value())
+            frame = self._read("fraud.decisions", schema_id).decode(body)
+            self.found[frame.shard].setdefault(frame.sequence, list(render_events(codec, frame.events)))
+        return self.found
+
+    def count(self) -> int:
+        """Frames that have decisions by now."""
+        return sum(map(len, self.take().values()))
 
 
 def all_frames(environment: Settings, topic: Topic, shards: Iterable[int] = range(4)) -> list[Frame]:

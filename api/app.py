@@ -29,19 +29,28 @@ from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
-from api.ingest import Ingest, WriteRoute, preferred_wait
+from api.ingest import LedgerIngest, WriteRoute, preferred_wait
 from api.keys import KeyStore
 from api.logs import log
 from api.metrics import count, exposition, observe
 from api.openapi import openapi_document
+from api.openapi_trading import add_trading
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
 from api.producer import KafkaSender
 from api.queries import Cursor, Queries
 from api.rate_limit import RateLimiter
 from api.results import ResultReader
+from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route
 from infra.registry import schema_ids
 from infra.settings import Settings
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
+from pipelines.catalogue import (
+    LEDGER_COMMANDS,
+    LEDGER_RESULTS,
+    LEDGER_SHARDS,
+    MATCHING_COMMANDS,
+    MATCHING_REPORTS,
+    PIPELINES,
+)
 from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import StreambankError
 from pipelines.frames import Events, Frame
@@ -121,7 +130,7 @@ class Worker:
             buffered_events=config.buffered_events,
         )
         self.results = ResultReader(settings, LEDGER_RESULTS)
-        self.ingest = Ingest(
+        self.ingest = LedgerIngest(
             config, self.commands, self.results_codec, self.batcher, self.results, self.events_limit, self.idempotency
         )
         account, transfer = (self.commands.event_type(name) for name in ("CreateAccount", "CreateTransfer"))
@@ -131,13 +140,17 @@ class Worker:
             account_flags=account.field("flags").flags,
             transfer_flags=transfer.field("flags").flags,
         )
-        self.document = msgspec.json.encode(openapi_document(self.commands, self.results_codec))
+        self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
+        self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
+        self.document = msgspec.json.encode(add_trading(openapi_document(self.commands, self.results_codec)))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         # Compiling (or loading the cached) codec takes seconds, which must not fall on the first request.
-        await asyncio.to_thread(_warm, self.commands, self.results_codec)
+        await asyncio.to_thread(
+            _warm, self.commands, self.results_codec, codec_of(MATCHING_COMMANDS.name), codec_of(MATCHING_REPORTS.name)
+        )
         # A restarted worker must not refuse what its siblings accept, so it gets ready before it serves; but without
         # Kafka or registry it serves too: tokens, queries, and 503 for writes.
         learning = asyncio.create_task(self._learn_schema_id())
@@ -145,6 +158,7 @@ class Worker:
         await asyncio.gather(
             asyncio.wait([learning], timeout=START_PATIENCE_SECONDS),
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.trading.reports.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
 
@@ -154,13 +168,14 @@ class Worker:
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                await self.batcher.drain()
-        await asyncio.to_thread(self.sender.close)
-        await asyncio.to_thread(self.results.close)
+                await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
+        for part in (self.sender, self.results, self.trading.sender, self.trading.reports):
+            await asyncio.to_thread(part.close)
         await self.queries.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
+        await self.orders_limit.close()
         if self.jwks is not None:
             await self.jwks.close()
 
@@ -174,10 +189,11 @@ class Worker:
 
     async def _learn_schema_id(self) -> None:
         said = ""
-        while self.sender.schema_id is None:
+        while self.sender.schema_id is None or self.trading.sender.schema_id is None:
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
+                self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]
             except StreambankError as error:
                 if str(error) != said:
                     said = str(error)
@@ -208,6 +224,11 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.cleanup_ctx.append(life)
     for route in WRITE_ROUTES:
         app.router.add_post(route.path, partial(_write, route))
+    for route in ORDER_ROUTES:
+        app.router.add_post(route.path, partial(_order, route))
+    app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
+    app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
+    app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
@@ -282,6 +303,24 @@ async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.ingest.handle(request, route, principal)
+
+
+async def _order(route: WriteRoute, request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:write")
+    return await worker.trading.ingest.handle(request, route, principal)
+
+
+async def _order_change(kind: str, request: web.Request) -> web.StreamResponse:
+    return await _order(order_route(kind, request.match_info["id"]), request)
+
+
+async def _trading_admin(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:admin")
+    _known_parameters(request, "symbol")
+    ingest = worker.trading.ingest.for_admin(request.query.get("symbol"))
+    return await ingest.handle(request, ADMIN_ROUTE, principal)
 
 
 @asynccontextmanager

@@ -112,6 +112,7 @@ class Batcher:
     ) -> None:
         self._codec = codec
         self._sender = sender
+        self.shards = shards
         self._event_bytes = MAX_BYTES_PER_WORD * codec.row_words
         self._frame_bytes = frame_bytes - HEADER_BYTES
         self.frame_events = min(frame_events, self._frame_bytes // self._event_bytes)

@@ -39,6 +39,7 @@ class ApiSettings(BaseSettings):
     wait_seconds: int = Field(30, ge=0, le=300, description="Longest `Prefer: wait` that is honoured.")
 
     events_per_minute: int = Field(6_000_000, ge=1, description="Events a client may send a minute; a request is one.")
+    orders_per_minute: int = Field(6_000_000, ge=1, description="Commands an account may be sent a minute, by anybody.")
     token_attempts_per_minute: int = Field(60, ge=1, description="Token requests a minute per client id and address.")
 
     token_seconds: int = Field(300, ge=30, le=3600, description="Lifetime of an access token.")

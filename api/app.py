@@ -179,6 +179,15 @@ class Worker:
         if self.jwks is not None:
             await self.jwks.close()
 
+    async def serve_grpc(self) -> Any:
+        """The running gRPC server; loaded only where it is wanted."""
+        from api.grpc_auth import GrpcAccess
+        from api.grpc_server import start_grpc
+        from api.grpc_trading import TradingService
+
+        access = GrpcAccess(self.authenticator, self.events_limit)
+        return await start_grpc(self.settings, self.config, [TradingService(self.trading, access).add_to])
+
     async def kafka_answers(self) -> bool:
         """Whether the broker answers and has the topic; asked at most once a second."""
         checked_at, answers = self._readiness
@@ -218,7 +227,10 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
         worker = Worker(settings, config)
         app[WORKER] = worker
         await worker.open()
+        grpc_server = await worker.serve_grpc() if config.grpc_port else None
         yield
+        if grpc_server is not None:
+            await grpc_server.stop(config.drain_seconds)
         await worker.close()
 
     app.cleanup_ctx.append(life)

@@ -221,7 +221,7 @@ class Batcher:
 
     def _count_buffered(self, change: int) -> None:
         self._buffered += change
-        gauge("streambank_api_buffered_events", self._buffered)
+        gauge("streambank_api_buffered_events", change)
         if self._buffered * 2 <= self._buffered_limit:
             self._room.set()
         if self._buffered:

@@ -31,6 +31,7 @@ MetricName = Literal[
     "streambank_api_tokens",  # token requests, by outcome
     "streambank_api_waits",  # `Prefer: wait` requests, by outcome
     "streambank_api_store_failures",  # failed queries, by store
+    "streambank_api_grpc_refused",  # gRPC calls that ended with a problem, by its slug
 ]
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -51,6 +52,7 @@ _COUNTERS: Final[dict[str, Counter]] = {
         ("streambank_api_tokens", "Token requests", ("outcome",)),
         ("streambank_api_waits", "Requests that waited for their results", ("outcome",)),
         ("streambank_api_store_failures", "Failed queries", ("store",)),
+        ("streambank_api_grpc_refused", "gRPC calls that ended with a problem", ("problem",)),
     )
 }
 _HISTOGRAMS: Final[dict[str, Histogram]] = {
@@ -78,8 +80,9 @@ def observe(name: MetricName, value: float, *labels: str) -> None:
     (histogram.labels(*labels) if labels else histogram).observe(value)
 
 
-def gauge(name: MetricName, value: float) -> None:
-    _GAUGES[name].set(value)
+def gauge(name: MetricName, change: float) -> None:
+    """Add to a gauge, which several parts of a process may share."""
+    _GAUGES[name].inc(change)
 
 
 def exposition() -> bytes:

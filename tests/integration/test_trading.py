@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
+from api.proto import trading_pb2 as pb
+from api.proto.trading_pb2_grpc import TradingServiceStub
 from infra import topics
 from infra.registry import register
 from infra.settings import Settings
 from pipelines.catalogue import MATCHING_COMMANDS, TOPICS
 from pipelines.matching.routing import shard_of
 from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system, write
-from tests.support.stack import PrivateStack
+from tests.support.stack import PrivateStack, free_ports
 
 pytestmark = pytest.mark.stack
 
+GRPC_PORT = free_ports(1)[0]
 SCOPES = ("orders:write", "orders:read", "orders:admin")
 
 
@@ -34,7 +39,9 @@ def environment(stack: PrivateStack) -> Settings:
 def api(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with (
         running_system(environment, "matching"),
-        running_api(environment, tmp_path_factory.mktemp("api"), workers=1, orders_per_minute=200) as server,
+        running_api(
+            environment, tmp_path_factory.mktemp("api"), workers=1, orders_per_minute=200, grpc_port=GRPC_PORT
+        ) as server,
     ):
         yield server
 
@@ -109,6 +116,73 @@ def test_an_account_has_a_limit_of_its_own(session: httpx.Client) -> None:
     refused = write(session, "/v1/orders", orders)
     assert (refused.status_code, '"orders"' in refused.headers["RateLimit"]) == (429, True)
     assert write(session, "/v1/orders", order(1999, "BUY", 1, 1)).status_code == 202
+
+
+@pytest.fixture(scope="module")
+def channel(api: ApiServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
+        grpc.channel_ready_future(channel).result(20)
+        yield channel
+
+
+def test_grpc_places_amends_and_cancels(api: ApiServer, channel: grpc.Channel) -> None:
+    stub = TradingServiceStub(channel)
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    mine = {"order_id": 401, "account": "GRETA", "symbol": "GRPC"}
+    placed = stub.PlaceOrder(pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3), 20, metadata)
+    assert [(report.exec_type, report.leaves_quantity) for report in placed.reports] == [("NEW", 3)]
+    assert placed.place.shard == shard_of("GRPC")
+    amended = stub.AmendOrder(pb.AmendOrderRequest(**mine, quantity=2), 20, metadata)
+    assert [(report.exec_type, report.price, report.quantity) for report in amended.reports] == [("REPLACED", 50, 2)]
+    canceled = stub.CancelOrder(pb.CancelOrderRequest(**mine), 20, metadata)
+    assert [report.exec_type for report in canceled.reports] == ["CANCELED"]
+    again = stub.CancelOrder(pb.CancelOrderRequest(**mine), 20, metadata)
+    assert [(report.kind, report.reason) for report in again.reports] == [(pb.Report.CANCEL_REJECT, "UNKNOWN_ORDER")]
+
+    for request, credentials, status in (
+        (pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3), (), grpc.StatusCode.UNAUTHENTICATED),
+        (pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3),
+         (("authorization", f"Bearer {api.token('ledger:read')}"),), grpc.StatusCode.PERMISSION_DENIED),
+        (pb.PlaceOrderRequest(order_id=1, account="GRETA", side=pb.BUY), metadata, grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.PlaceOrderRequest(**mine, quantity=3), metadata, grpc.StatusCode.INVALID_ARGUMENT),
+    ):  # fmt: skip
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.PlaceOrder(request, 20, credentials)
+        assert caught.value.code() == status, caught.value
+
+
+def test_a_stream_tells_both_sides_of_a_trade_and_each_only_its_own(api: ApiServer, channel: grpc.Channel) -> None:
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    events = TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata)
+    requests.put(pb.OrderRequest(request_id=1, listen=pb.Listen(account="HUGO")))
+    assert next(events).listening.account == "HUGO"
+    resting = {"account": "HUGO", "symbol": "STREAM", "side": pb.SELL, "price": 10, "quantity": 5}
+    requests.put(pb.OrderRequest(request_id=2, place=pb.PlaceOrderRequest(order_id=501, **resting)))
+    rests = next(events)
+    assert (rests.request_id, rests.report.exec_type) == (2, "NEW")
+    requests.put(pb.OrderRequest(request_id=3, place=pb.PlaceOrderRequest(order_id=2, account="HUGO")))
+    refused = next(events)
+    assert (refused.request_id, refused.refusal.code) == (3, "INVALID_ARGUMENT")
+
+    taker = pb.PlaceOrderRequest(order_id=503, account="IDA", symbol="STREAM", side=pb.BUY, price=11, quantity=4)
+    taken = TradingServiceStub(channel).PlaceOrder(taker, 20, metadata)
+    assert [(report.exec_type, report.account) for report in taken.reports] == [("NEW", "IDA"), ("TRADE", "IDA")]
+    sold = next(events)
+    assert sold.request_id == 0
+    told = sold.report
+    assert (told.order_id, told.account, told.side, told.price, told.quantity, told.leaves_quantity) == (
+        501, "HUGO", pb.SELL, 10, 4, 1,
+    )  # fmt: skip
+    assert told.execution_id == taken.reports[1].execution_id
+
+    for number in range(100):  # these come faster than Kafka answers, and travel together
+        requests.put(pb.OrderRequest(request_id=10 + number, place=pb.PlaceOrderRequest(
+            order_id=600 + number, account="HUGO", symbol="STREAM", side=pb.SELL, price=20, quantity=1,
+        )))  # fmt: skip
+    requests.put(None)
+    rest = list(events)  # ends by itself once all is answered
+    assert [(event.request_id, event.report.exec_type) for event in rest] == [(10 + n, "NEW") for n in range(100)]
 
 
 def test_admin_events_reach_every_shard_and_deposits_one(

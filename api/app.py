@@ -32,6 +32,7 @@ from api.idempotency import IdempotencyStore
 from api.ingest import LedgerIngest, WriteRoute, preferred_wait
 from api.keys import KeyStore
 from api.logs import log
+from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metrics import count, exposition, observe
 from api.openapi import openapi_document
 from api.openapi_trading import add_trading
@@ -40,7 +41,7 @@ from api.producer import KafkaSender
 from api.queries import Cursor, Queries
 from api.rate_limit import RateLimiter
 from api.results import ResultReader
-from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route
+from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_order_id
 from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import (
@@ -169,9 +170,10 @@ class Worker:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
                 await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
-        for part in (self.sender, self.results, self.trading.sender, self.trading.reports):
+        for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
             await asyncio.to_thread(part.close)
         await self.queries.close()
+        await self.trading.books.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
@@ -241,6 +243,9 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
     app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
+    app.router.add_get("/v1/orders/{id}", _find_order)
+    app.router.add_get("/v1/books/{symbol}", _book)
+    app.router.add_get("/v1/market-data", _market_data)
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
@@ -336,10 +341,10 @@ async def _trading_admin(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def _reading(request: web.Request) -> AsyncIterator[tuple[Worker, dict[str, str]]]:
+async def _reading(request: web.Request, scope: str = "ledger:read") -> AsyncIterator[tuple[Worker, dict[str, str]]]:
     """A query of a client that may read and has not asked too much; yields the headers of its answer."""
     worker = request.app[WORKER]
-    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:read")
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), scope)
     allowance = await worker.events_limit.charge(principal.client_id, 1)
     headers = allowance.headers()
     try:
@@ -347,6 +352,39 @@ async def _reading(request: web.Request) -> AsyncIterator[tuple[Worker, dict[str
     except Problem as problem:
         problem.headers |= headers
         raise
+
+
+async def _find_order(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, headers):
+        _known_parameters(request, "symbol")
+        symbol = request.query.get("symbol", "")
+        if not symbol:
+            raise _bad_parameter("symbol", "is needed: it says in which shard the order is", "nothing")
+        order = await worker.trading.books.order(symbol, read_order_id(request.match_info["id"]))
+        if order is None:
+            raise Problem("not-found", f"No order {request.match_info['id'][:40]} of {symbol[:40]} is known.")
+        return _json(order, headers)
+
+
+async def _book(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, headers):
+        _known_parameters(request, "depth")
+        depth = _number(request, "depth", 0, MAX_PAGE, DEFAULT_PAGE)
+        book = await worker.trading.books.book(request.match_info["symbol"])
+        if book is None:
+            raise Problem("not-found", f"Nothing was ever traded or ordered in {request.match_info['symbol'][:40]}.")
+        return _json(book | {side: book[side][:depth] for side in ("bids", "asks")}, headers)
+
+
+async def _market_data(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, _):
+        _known_parameters(request)
+        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=MAX_MESSAGE_BYTES, compress=False)
+        if not socket.can_prepare(request).ok:
+            raise Problem("bad-header", "This route is a WebSocket (RFC 6455); send an upgrade.", header="Upgrade")
+        await socket.prepare(request)
+        await FeedClient(worker.trading.feed, socket).run()
+        return socket
 
 
 async def _account(request: web.Request) -> web.StreamResponse:

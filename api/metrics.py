@@ -31,6 +31,8 @@ MetricName = Literal[
     "streambank_api_tokens",  # token requests, by outcome
     "streambank_api_waits",  # `Prefer: wait` requests, by outcome
     "streambank_api_store_failures",  # failed queries, by store
+    "streambank_api_feed_gaps",  # market data that a worker missed, made good by a snapshot
+    "streambank_api_feed_slow_clients",  # times that a WebSocket client got snapshots because it read too slowly
     "streambank_api_grpc_refused",  # gRPC calls that ended with a problem, by its slug
 ]
 
@@ -52,6 +54,8 @@ _COUNTERS: Final[dict[str, Counter]] = {
         ("streambank_api_tokens", "Token requests", ("outcome",)),
         ("streambank_api_waits", "Requests that waited for their results", ("outcome",)),
         ("streambank_api_store_failures", "Failed queries", ("store",)),
+        ("streambank_api_feed_gaps", "Market data missed and made good by a snapshot", ()),
+        ("streambank_api_feed_slow_clients", "Times that a slow WebSocket client got snapshots", ()),
         ("streambank_api_grpc_refused", "gRPC calls that ended with a problem", ("problem",)),
     )
 }

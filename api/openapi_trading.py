@@ -28,11 +28,62 @@ def add_trading(document: dict[str, Any]) -> dict[str, Any]:
         "/v1/orders/events": {
             "post": _orders("sendOrderEvents", "Send orders, cancels and amendments in one order", list(ORDER_COMMANDS))
         },
-        "/v1/orders/{id}": {"patch": _one_order("amendOrder", "Amend an order", "AmendOrder")},
+        "/v1/orders/{id}": {
+            "get": _query(
+                "getOrder",
+                "An order as its reports left it; a day after its end it is forgotten",
+                [_order_id(), _symbol_parameter()],
+            ),
+            "patch": _one_order("amendOrder", "Amend an order", "AmendOrder"),
+        },
+        "/v1/books/{symbol}": {
+            "get": _query(
+                "getBook",
+                "A book with its depth, last trade and sequence, as of one moment",
+                [
+                    {"name": "symbol", "in": "path", "required": True, "schema": {"type": "string"}},
+                    {
+                        "name": "depth",
+                        "in": "query",
+                        "schema": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 100},
+                    },
+                ],
+            )
+        },
+        "/v1/market-data": {"get": _feed()},
         "/v1/orders/{id}/cancel": {"post": _one_order("cancelOrder", "Cancel an order", "CancelOrder")},
         "/v1/trading/events": {"post": _admin()},
     }
     return document
+
+
+def _query(operation: str, summary: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "tags": ["Trading"],
+        "operationId": operation,
+        "summary": summary,
+        "security": [{"oauth": ["orders:read"]}],
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}},
+            **_problems(("bad-parameter", "unauthorized", "insufficient-scope", "not-found", "rate-limited",
+                         "internal", "store-unavailable", "issuer-unavailable")),
+        },
+    }  # fmt: skip
+
+
+def _feed() -> dict[str, Any]:
+    route = _query("followMarketData", "WebSocket of snapshots and increments", [])
+    route["description"] = "See docs/reference/trading.md for the messages."
+    del route["responses"]["200"]
+    route["responses"]["101"] = {"description": "Switching to WebSocket (RFC 6455)."}
+    route["responses"] |= _problems(("bad-header",))
+    return route
+
+
+def _symbol_parameter() -> dict[str, Any]:
+    return {"name": "symbol", "in": "query", "required": True, "schema": {"type": "string"},
+            "description": "The order's instrument, which finds its shard."}  # fmt: skip
 
 
 def _orders(operation: str, summary: str, kinds: list[str], scope: str = "orders:write") -> dict[str, Any]:

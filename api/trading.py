@@ -25,6 +25,7 @@ from api.chains import NoChains
 from api.config import ApiSettings
 from api.idempotency import IdempotencyStore
 from api.ingest import Ingest, SentRun, WriteRoute, without
+from api.market_data import Books, Feed
 from api.problems import Problem
 from api.producer import KafkaSender
 from api.rate_limit import RateLimiter
@@ -36,7 +37,7 @@ from pipelines.event_json import render_events
 from pipelines.frames import Events
 from pipelines.matching.routing import shard_of
 
-__all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "order_route"]
+__all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "order_route", "read_order_id"]
 
 ORDER_COMMANDS: Final = ("NewOrder", "CancelOrder", "AmendOrder", "MassCancel")
 ADMIN_COMMANDS: Final = (
@@ -186,15 +187,22 @@ class Trading:
             buffered_events=config.buffered_events,
         )
         self.reports = ReportReader(settings)
+        self.books = Books(settings, config.valkey_seconds)
+        self.feed = Feed(settings, self.books)
         self.ingest = OrderIngest(config, self.batcher, self.reports, events_limit, accounts_limit, keys)
 
 
 def order_route(kind: str, order_id: str) -> WriteRoute:
     """The route of a cancel or an amendment whose order the path names; raises `Problem` 400."""
+    return WriteRoute("/v1/orders/{id}", (kind,), {"order_id": read_order_id(order_id)})
+
+
+def read_order_id(order_id: str) -> int:
+    """An order id of a path; raises `Problem` 400."""
     digits = order_id.removeprefix("-")
-    if not digits.isascii() or not digits.isdigit() or not -(2**63) <= int(order_id) < 2**63:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or not -(2**63) <= int(order_id) < 2**63:
         raise Problem("bad-parameter", f"id: must be a 64-bit integer; found {order_id[:60]}.", parameter="id")
-    return WriteRoute("/v1/orders/{id}", (kind,), {"order_id": int(order_id)})
+    return int(order_id)
 
 
 def _empty(events: Events, kind: str, name: str) -> NDArray[np.bool_]:

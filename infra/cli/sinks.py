@@ -15,6 +15,10 @@ class Destination(StrEnum):
     CASSANDRA = "cassandra"
     POSTGRES_TOTALS = "postgres-totals"
     CASSANDRA_TOTALS = "cassandra-totals"
+    VALKEY_BOOKS = "valkey-books"
+    VALKEY_ORDERS = "valkey-orders"
+    CASSANDRA_BARS = "cassandra-bars"
+    SETTLEMENT = "settlement"
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +59,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 30.0,
     ) -> None:
-        """Carry ledger events (or the totals made of them) into a store, effectively once.
+        """Carry what a job wrote into a store (settlement: into the ledger), effectively once.
 
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.
@@ -66,7 +70,10 @@ def register(app: typer.Typer) -> None:
         from infra.settings import settings
         from jobs.sinks.cassandra import CassandraSink
         from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
+        from jobs.sinks.minute_bars import MinuteBarsSink
         from jobs.sinks.postgres import PostgresSink
+        from jobs.sinks.settlement import SettlementRelay
+        from jobs.sinks.valkey import ValkeyBooksSink, ValkeyOrdersSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
         configure_logs()
@@ -77,6 +84,18 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        kinds = {kind.name: kind for kind in (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink)}
+        kinds = {
+            kind.name: kind
+            for kind in (
+                PostgresSink,
+                CassandraSink,
+                PostgresTotalsSink,
+                CassandraTotalsSink,
+                ValkeyBooksSink,
+                ValkeyOrdersSink,
+                MinuteBarsSink,
+                SettlementRelay,
+            )
+        }
         kind = kinds[destination.value]
         raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
+import aiohttp
 import grpc
 import httpx
 import pytest
@@ -18,7 +20,9 @@ from infra.settings import Settings
 from pipelines.catalogue import MATCHING_COMMANDS, TOPICS
 from pipelines.matching.routing import shard_of
 from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system, write
+from tests.support.sinks import running
 from tests.support.stack import PrivateStack, free_ports
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.stack
 
@@ -183,6 +187,99 @@ def test_a_stream_tells_both_sides_of_a_trade_and_each_only_its_own(api: ApiServ
     requests.put(None)
     rest = list(events)  # ends by itself once all is answered
     assert [(event.request_id, event.report.exec_type) for event in rest] == [(10 + n, "NEW") for n in range(100)]
+
+
+@pytest.fixture(scope="module")
+def projections(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    logs = tmp_path_factory.mktemp("sinks")
+    with (
+        running(environment, "valkey-books", logs / "books.log"),
+        running(environment, "valkey-orders", logs / "orders.log"),
+    ):
+        yield
+
+
+def level(price: int, quantity: int, orders: int) -> dict[str, int]:
+    return {"price": price, "quantity": quantity, "orders": orders}
+
+
+def test_books_and_orders_are_what_the_reports_said(api: ApiServer, session: httpx.Client, projections: None) -> None:
+    def now(path: str) -> Any:
+        return session.get(path).json()
+
+    book = [(1, "SELL", 30, 5), (2, "SELL", 31, 1), (3, "SELL", 30, 2), (4, "BUY", 20, 7), (5, "BUY", 30, 6)]
+    orders = [order(2000 + n, side, price, lots, symbol="BOOK", account="B") for n, side, price, lots in book]
+    assert write(session, "/v1/orders", orders, Prefer="wait=20").status_code == 201
+    wait_until(lambda: now("/v1/books/BOOK").get("sequence", 0) > 0, 60, "the book is there")
+    found = now("/v1/books/BOOK")
+    assert (found["bids"], found["asks"]) == ([level(20, 7, 1)], [level(30, 1, 1), level(31, 1, 1)])
+    assert (found["last_trade"]["price"], found["last_trade"]["quantity"]) == (30, 1)
+    assert now("/v1/books/BOOK?depth=1")["asks"] == [level(30, 1, 1)]
+    assert session.get("/v1/books/NOBODY").status_code == 404
+
+    wait_until(lambda: session.get("/v1/orders/2005?symbol=BOOK").status_code == 200, 60, "the order is there")
+    names = ("order_status", "price", "leaves_quantity", "cumulative_quantity")
+    assert [now("/v1/orders/2005?symbol=BOOK")[name] for name in names] == ["FILLED", 30, 0, 6]
+    assert [now("/v1/orders/2003?symbol=BOOK")[name] for name in names] == ["PARTIALLY_FILLED", 30, 1, 1]
+    assert [now("/v1/orders/2004?symbol=BOOK")[name] for name in names] == ["NEW", 20, 7, 0]
+    assert session.get("/v1/orders/2004?symbol=ACME").status_code == 404
+    assert session.get("/v1/orders/2004").status_code == 400
+    with api.session("orders:write") as writer:
+        assert writer.get("/v1/books/BOOK").status_code == 403
+
+
+async def test_the_feed_is_a_snapshot_and_every_increment_after_it(
+    api: ApiServer, session: httpx.Client, projections: None
+) -> None:
+    def enter(number: int, side: str, price: int) -> None:
+        write(session, "/v1/orders", order(3000 + number, side, price, 1, symbol="FEED"), Prefer="wait=20")
+
+    enter(1, "SELL", 50)
+    token = {"Authorization": f"Bearer {api.token('orders:read')}"}
+    url = f"{api.url}/v1/market-data"
+    async with aiohttp.ClientSession(headers=token) as http, http.ws_connect(url) as socket, asyncio.timeout(90):
+        await socket.send_json({"op": "subscribe", "symbol": "FEED", "channels": ["l9"]})
+        assert "choose from" in (await socket.receive_json())["detail"]
+        await socket.send_json({"op": "subscribe", "symbol": "FEED"})
+        book: dict[str, dict[int, int]] = {}
+        reached = 0
+        trades: list[int] = []
+
+        async def follow(sequence: int) -> None:
+            """Apply messages up to a sequence, checking that none is missing."""
+            nonlocal reached
+            while reached < sequence or not book:
+                message = await socket.receive_json()
+                if message["type"] == "Snapshot":
+                    for name, side in (("bids", "BUY"), ("asks", "SELL")):
+                        book[side] = {found["price"]: found["quantity"] for found in message[name]}
+                else:
+                    assert message["previous"] == reached
+                    if message["type"] == "PriceLevel":
+                        book[message["side"]][message["price"]] = message["quantity"]
+                    elif message["type"] == "Trade":
+                        trades.append(message["price"])
+                reached = message["sequence"]
+
+        await follow(0)
+        for number in range(2, 12):
+            await asyncio.to_thread(enter, number, "BUY" if number % 2 else "SELL", 50 if number % 3 else 49)
+        target = 0
+
+        def settled() -> bool:
+            nonlocal target
+            found = session.get("/v1/books/FEED").json()
+            last, target = target, found["sequence"]
+            return bool(last == target and target > 10)
+
+        await asyncio.to_thread(wait_until, settled, 60, "the book stands still")
+        await follow(target)
+        found = (await asyncio.to_thread(session.get, "/v1/books/FEED")).json()
+        for name, side in (("bids", "BUY"), ("asks", "SELL")):
+            assert {price: lots for price, lots in book[side].items() if lots} == {
+                entry["price"]: entry["quantity"] for entry in found[name]
+            }
+        assert trades
 
 
 def test_admin_events_reach_every_shard_and_deposits_one(

@@ -28,6 +28,9 @@ SCOPES: Final[dict[str, str]] = {
     "ledger:read": "Read balances, statements and transfers.",
     "fraud:read": "Read fraud cases.",
     "fraud:write": "Assign, note and close fraud cases.",
+    "orders:write": "Enter, amend and cancel orders.",
+    "orders:read": "Read orders, books and market data.",
+    "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
 }
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""

@@ -87,20 +87,12 @@ def _around(pipeline: Pipeline) -> tuple[Topic, ...]:
 
 
 def sink_topics() -> dict[str, SinkTopics]:
-    """Every sink in jobs/sinks, by its name."""
-    from importlib import import_module
-    from inspect import isabstract
-    from pkgutil import iter_modules
+    """Every sink and relay, by its name."""
+    from jobs.sinks import SINKS, load_sink
+    from jobs.sinks.fraud_scoring import FraudScoringSink
 
-    import jobs.sinks
-    from jobs.sinks.base import Sink
-
-    found: dict[str, SinkTopics] = {}
-    for module in iter_modules(jobs.sinks.__path__):
-        for kind in vars(import_module(f"jobs.sinks.{module.name}")).values():
-            if isinstance(kind, type) and issubclass(kind, Sink) and not isabstract(kind):
-                found[kind.name] = SinkTopics(kind.topic, getattr(kind, "targets", ()))
-    return found
+    kinds = {name: load_sink(name) for name in SINKS} | {FraudScoringSink.name: FraudScoringSink}
+    return {name: SinkTopics(kind.topic, getattr(kind, "targets", ())) for name, kind in kinds.items()}
 
 
 def register(app: typer.Typer) -> None:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from jobs.sinks import SINKS
 
-    from infra.settings import Settings
-    from jobs.sinks.base import Sink
-
-
-class Destination(StrEnum):
-    """Stores that a sink writes to."""
-
-    POSTGRES = "postgres"
-    CASSANDRA = "cassandra"
-    POSTGRES_TOTALS = "postgres-totals"
-    CASSANDRA_TOTALS = "cassandra-totals"
-    FRAUD_CASES = "fraud-cases"
-    FRAUD_RESCORE_CASES = "fraud-rescore-cases"
-    CASSANDRA_FRAUD_FEATURES = "cassandra-fraud-features"
-    CASSANDRA_FRAUD_DECISIONS = "cassandra-fraud-decisions"
-    CASSANDRA_FRAUD_RESCORES = "cassandra-fraud-rescores"
-    CASSANDRA_FRAUD_LABELS = "cassandra-fraud-labels"
-    VALKEY_FRAUD_SESSIONS = "valkey-fraud-sessions"
+Destination = StrEnum("Destination", [(name, name) for name in SINKS])  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def sink(
-        destination: Annotated[Destination, typer.Argument(help="Store to write to.")],
+        destination: Annotated[Destination, typer.Argument(help="What to write to.")],
         web_port: Annotated[
             int | None,
             typer.Option(
@@ -68,7 +50,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 30.0,
     ) -> None:
-        """Carry ledger events (or the totals made of them) into a store, effectively once.
+        """Carry what a job wrote into a store (settlement: into the ledger), effectively once.
 
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.
@@ -77,17 +59,7 @@ def register(app: typer.Typer) -> None:
 
         from infra.logs import configure_logs
         from infra.settings import settings
-        from jobs.sinks.cassandra import CassandraSink
-        from jobs.sinks.cassandra_fraud import (
-            FraudDecisionsSink,
-            FraudFeaturesSink,
-            FraudLabelsSink,
-            FraudRescoresSink,
-        )
-        from jobs.sinks.fraud_cases import FraudCasesSink, FraudRescoreCasesSink
-        from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
-        from jobs.sinks.postgres import PostgresSink
-        from jobs.sinks.valkey_sessions import FraudSessionsSink
+        from jobs.sinks import load_sink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
         configure_logs()
@@ -98,11 +70,5 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        classes = (
-            PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink, FraudCasesSink, FraudRescoreCasesSink,
-            FraudFeaturesSink, FraudDecisionsSink, FraudRescoresSink, FraudLabelsSink,
-            FraudSessionsSink,
-        )  # fmt: skip
-        kinds: dict[str, Callable[[Settings], Sink]] = {kind.name: kind for kind in classes}
-        made = kinds[destination.value](settings())
+        made = load_sink(destination.value)(settings())
         raise typer.Exit(asyncio.run(SinkWorker(made, settings(), options).run()))

@@ -155,6 +155,18 @@ def test_unknown_follows_the_policy_and_rules_still_count() -> None:
     assert found[2]["reason_codes"] == "unknown_timeout rule_burst"
 
 
+def test_the_largest_frame_fits_into_a_record() -> None:
+    many = [rule("True", name=f"{n:02}{'x' * 38}", mode="shadow" if n % 2 else "enforce") for n in range(40)]
+    found = vectors(2_000, amount=10**12, event_time=2**52, customer_id=2**62, terminal_id=2**62)
+    found["transaction_id_hi"] = 2**63
+    score = np.full(2_000, 0.99)
+    events = decided(found, Scores(score, 2**62, challenger=score, challenger_version=2**62), rule_set(*many))
+    assert len(events) == 2_000
+    assert events[0]["shadow_rules_hit"] == f"01{'x' * 38} 03{'x' * 38} +18"
+    assert events[0]["rules_hit"] == f"00{'x' * 38} 02{'x' * 38} +18"
+    assert events[0]["reason_codes"] == f"score_block rule_00{'x' * 38} rule_02{'x' * 38} +18"
+
+
 def test_duplicates_get_no_decision_and_too_late_no_score() -> None:
     found = decided(
         vectors(status=[0, 1, 2, 0], amount=20_000),

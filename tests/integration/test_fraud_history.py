@@ -37,7 +37,7 @@ from tests.support.ledger_events import EventLog
 from tests.support.ledger_history import project
 from tests.support.stack import PrivateStack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 VECTOR = codec_of("fraud.features").event_type("FeatureVector").dtype
 FIRST_DAY = EPOCH_MICROS // DAY

@@ -41,7 +41,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.stack,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     # MLflow and what it imports use functions that their libraries have deprecated
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from infra.migrations import migrate_cassandra
-from infra.settings import Settings
+from infra.settings import PROJECT_ROOT, Settings
 from infra.stores import cassandra_session
 from jobs.sinks.cassandra_fraud import (
     BUCKETS,
@@ -159,6 +160,15 @@ def test_a_days_report_measures_drift_and_what_alerts_were_worth(
     rng = np.random.default_rng(1)
     sample, same, moved = rng.normal(0, 1, 4_000), rng.normal(0, 1, 4_000), rng.normal(1, 1, 4_000)
     assert psi(sample, same) < 0.02 < 0.25 < psi(sample, moved)
+
+
+def test_the_documented_queries_run(environment: Settings) -> None:
+    page = (PROJECT_ROOT / "docs" / "how-to" / "fraud-rules.md").read_text(encoding="utf-8")
+    queries = re.findall(r"^```cql\n(.*?);\n^```", page, re.MULTILINE | re.DOTALL)
+    assert len(queries) == 2
+    with cassandra_session(environment) as session:
+        for query in queries:
+            session.execute(query)
 
 
 def test_decisions_are_kept_with_model_and_rules(environment: Settings, world: CardTransactions) -> None:

@@ -57,7 +57,7 @@ DEADLINE_MS = 1000.0
 
 @pytest.fixture(scope="module")
 def data() -> FraudDataset:
-    return dataset_of(simulate(customers=150, terminals=300))
+    return dataset_of(simulate(customers=100, terminals=200))
 
 
 @pytest.fixture(scope="module")

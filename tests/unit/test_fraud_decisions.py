@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from infra.settings import PROJECT_ROOT
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.frames import Frame
@@ -109,6 +111,14 @@ def test_expressions_that_are_refused(when: str) -> None:
 def test_documents_that_are_refused(document: str) -> None:
     with pytest.raises(RuleError):
         RuleSet.parse(document, 1)
+
+
+def test_the_documented_rule_set_can_be_used() -> None:
+    page = (PROJECT_ROOT / "docs" / "how-to" / "fraud-rules.md").read_text(encoding="utf-8")
+    (document,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [(rule.id, rule.shadow) for rule in RuleSet.parse(document, 1).rules] == [
+        ("burst", False), ("risky-place", False), ("far-away", True),
+    ]  # fmt: skip
 
 
 def test_score_rules_and_shadow_make_the_decision() -> None:

@@ -26,6 +26,7 @@ from pipelines.fraud.rules import DEFAULT_RULES
 from tests.support.fraud_scoring import (
     DecisionLog,
     FaultyModelServer,
+    ScorerProcess,
     all_frames,
     decided,
     feature_frames,
@@ -52,7 +53,7 @@ pytestmark = [
 
 VECTORS = codec_of("fraud.features").event_type("FeatureVector").dtype
 SHARDS = 2
-DEADLINE_MS = 1000.0
+DEADLINE_MS = 2000.0
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +194,8 @@ def test_every_transaction_is_decided_whatever_the_server_does(
             assert {one["score"] for one in found} == {None}
             assert {one["decision"] for one in found if int(one["amount"]) > 10_000} <= {"review"}
             assert {one["decision"] for one in found if int(one["amount"]) <= 10_000} == {"approve"}
-            assert scorer.metric("streambank_fraud_unknown_total", reason=reason) > 0, mode
-            assert scorer.metric("streambank_fraud_unknown_total", reason="circuit_open") > 0
+            counted(scorer, reason)
+            counted(scorer, "circuit_open")
         server.mode = "slow"
         recovered(feed)
         assert {one["unknown_reason"] for one in feed.through(4)} == {"none"}
@@ -206,7 +207,7 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         assert sorted(int(one["transaction_id"]) for one in first) == sorted(sent_ids)
         without = {one["transaction_id"] for one in first if one["unknown_reason"] != "none"}
         assert len(without) >= unknown
-        assert scorer.metric("streambank_fraud_unknown_total") == len(without)
+        wait_until(lambda: scorer.metric("streambank_fraud_unknown_total") == len(without), 30, "UNKNOWN is counted")
         again = wait_until(
             lambda: (lines := rescored(environment, range(SHARDS))) and len(lines) >= len(without) and lines,
             60,
@@ -249,6 +250,11 @@ def without_challenger(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if not name.startswith("challenger")} for one in decisions]
 
 
+def counted(scorer: ScorerProcess, reason: str) -> None:
+    """Until UNKNOWN for this reason shows in the metrics."""
+    wait_until(lambda: scorer.metric("streambank_fraud_unknown_total", reason=reason) > 0, 30, reason)
+
+
 def recovered(feed: Feed) -> None:
     """Until a frame is scored: the circuit is closed."""
     wait_until(lambda: {one["unknown_reason"] for one in feed.through(1)} == {"none"}, 60, "the circuit closes")
@@ -267,14 +273,16 @@ def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(
     """Upstream repeats frames, the scorer is killed twice on the way and goes on with the model in its process."""
     environment = stack.environment("kafka", "registry")
     prepare_fraud(environment)
+    server.mode = "pass"
+    patient = {"deadline_ms": "20000"}  # a busy machine must not be taken for a server that does not answer
     log = tmp_path / "scorer.log"
     repeated = frames[:120] + frames[100:260] + frames[240:]
     records = records_of(environment, repeated)
     send(environment, records[:200], "fraud.features")
     with DecisionLog(environment, range(SHARDS)) as decisions:
-        with scoring(environment, log, server.url):
+        with scoring(environment, log, server.url, **patient):
             wait_until(lambda: decisions.count() >= 20, 90, "first decisions")
-        with scoring(environment, log, server.url):
+        with scoring(environment, log, server.url, **patient):
             send(environment, records[200:350], "fraud.features")
             wait_until(lambda: decisions.count() >= 220, 90, "more decisions")
         with scoring(environment, log, tracking_uri=registry.tracking_uri) as embedded:

@@ -7,7 +7,8 @@ decision of a sequence is the one that counts, even where a later one would have
 
 Within ``deadline_seconds`` of the moment at which a frame was taken in hand all its transactions are decided, by score
 or by the policy for UNKNOWN. Those without a score are scored again when the model answers (bounded in number and in
-age), and the second decisions go to fraud.rescores.
+age), and the second decisions go to fraud.rescores. A scorer that starts looks up in both topics which ones its
+predecessor left.
 
 Needs a scorer: `models.fraud_scorers` has one that asks the model server and one with the model in the process.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.fraud_rules import RuleFollower
+from jobs.registry_reader import registry_reader
 from jobs.sinks.base import Addition, Position, Sink, StoreUnavailable
 from jobs.topic_reader import TopicReadError
 from pipelines.catalogue import FRAUD_DECISIONS, FRAUD_FEATURES, FRAUD_RESCORES, Topic
@@ -39,7 +42,7 @@ from pipelines.frames import Events, Frame
 from pipelines.fraud.decisions import Decision, Scores, UnknownPolicy, UnknownReason, decide
 from pipelines.fraud.records import Status
 from pipelines.fraud.rules import RuleSet
-from pipelines.wire import wrap
+from pipelines.wire import unwrap, wrap
 
 __all__ = ["FraudScoringSink", "Scorer", "ScoringOptions"]
 
@@ -123,6 +126,9 @@ class FraudScoringSink(Sink):
         self._schema_ids: dict[str, int] = {}
         self._waiting: deque[_Waiting] = deque()
         self._rescoring: asyncio.Task[None] | None = None
+        self._inherited: dict[int, int] = {}
+        """Partitions whose earlier decisions may lack a score, with the end of their decisions when we came."""
+        self._taken_over: set[int] = set()
 
     async def open(self) -> None:
         try:
@@ -169,31 +175,24 @@ class FraudScoringSink(Sink):
     def _load_positions(self, partitions: Sequence[int]) -> Mapping[int, Position]:
         """From the last decision record of each partition."""
         name = self._settings.kafka_topic(FRAUD_DECISIONS.name)
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
-                "group.id": self._settings.kafka_topic("fraud-scoring-positions"),  # required, never joined
-                "enable.auto.commit": False,
-            }
-        )
         found = {}
-        try:
+        with self._consumer() as consumer:
             for partition in partitions:
                 _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=CALL_SECONDS)
                 found[partition] = Position(partition)
                 if end == 0:
+                    self._taken_over.add(partition)
                     continue
+                if partition not in self._taken_over:
+                    self._inherited.setdefault(partition, end)
                 consumer.assign([TopicPartition(name, partition, end - 1)])
                 messages = consumer.consume(1, timeout=CALL_SECONDS)
                 if not messages or messages[0].error() is not None:
                     raise TopicReadError(f"{name} {partition}: the record at {end - 1} does not come")
-                headers = dict(messages[0].headers() or [])
-                numbers = headers.get(POSITION_HEADER, b"").split()
-                if len(numbers) != 3:
+                position = _position(partition, messages[0])
+                if position is None:
                     raise TopicReadError(f"{name} {partition}: the record at {end - 1} was not written by a scorer")
-                found[partition] = Position(partition, *map(int, numbers))
-        finally:
-            consumer.close()
+                found[partition] = position
         return found
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
@@ -285,9 +284,14 @@ class FraudScoringSink(Sink):
         while True:
             await asyncio.sleep(self._options.rescore_interval_seconds)
             try:
+                while self._inherited:
+                    shard, end = next(iter(self._inherited.items()))
+                    self._waiting.extendleft(reversed(await asyncio.to_thread(self._left_by_predecessor, shard, end)))
+                    self._taken_over.add(shard)
+                    del self._inherited[shard]
                 while self._waiting and await self._rescore(self._waiting[0]):
                     pass
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StreambankError, KafkaException) as error:
                 log.warning("rescores_wait", detail=str(error))
             except Exception:
                 log.exception("rescoring_failed")
@@ -309,6 +313,96 @@ class FraudScoringSink(Sink):
             self._waiting.popleft()
         WAITING.set(sum(len(one.vectors) for one in self._waiting))
         return True
+
+    def _left_by_predecessor(self, shard: int, end: int) -> list[_Waiting]:
+        """Vectors of the first decisions before offset ``end`` that have no score and no second decision, not older
+        than `ScoringOptions.rescore_seconds`."""
+        since = int((time.time() - self._options.rescore_seconds) * 1000)
+        read = registry_reader(self._settings)
+        without: dict[int, set[tuple[int, int]]] = {}
+        last = 0
+        with self._consumer() as consumer:
+            for message in self._records(consumer, FRAUD_DECISIONS, shard, since, end):
+                position = _position(shard, message)
+                schema_id, body = unwrap(message.value())
+                frame = read(FRAUD_DECISIONS.name, schema_id).decode(body)
+                if frame.sequence <= last or position is None:
+                    continue  # sent twice: the first one counts
+                last = frame.sequence
+                rows = frame.events.view(_DECISION)
+                rows = rows[(rows["score_is_set"] == 0) & (rows["unknown_reason"] != UnknownReason.too_late)]
+                if len(rows):
+                    without[position.next_offset - 1] = set(_ids(rows))
+            if not without:
+                return []
+            done: set[tuple[int, int]] = set()
+            for message in self._records(consumer, FRAUD_RESCORES, shard, since):
+                schema_id, body = unwrap(message.value())
+                done.update(_ids(read(FRAUD_RESCORES.name, schema_id).decode(body).events.view(_DECISION)))
+            found = []
+            first = min(without)
+            for message in self._records(consumer, FRAUD_FEATURES, shard, None, max(without) + 1, first):
+                wanted = without.get(message.offset(), set()) - done
+                if not wanted:
+                    continue
+                schema_id, body = unwrap(message.value())
+                vectors = read(FRAUD_FEATURES.name, schema_id).decode(body).events.view(_FEATURES)
+                chosen = np.array([identity in wanted for identity in _ids(vectors)], np.bool_)
+                chosen &= vectors["status"] == Status.computed
+                if chosen.any():
+                    found.append(_Waiting(shard, vectors[chosen], time.monotonic()))
+        log.info("taken_over", shard=shard, without_score=sum(len(one.vectors) for one in found))
+        return found
+
+    @contextmanager
+    def _consumer(self) -> Iterator[Any]:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._settings.kafka_bootstrap,
+                "group.id": self._settings.kafka_topic("fraud-scoring-positions"),  # required, never joined
+                "enable.auto.commit": False,
+            }
+        )
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+
+    def _records(
+        self, consumer: Any, topic: Topic, shard: int, since: int | None, end: int | None = None, start: int = 0
+    ) -> Iterator[Any]:
+        """Records of a partition from ``start``, or the first one not before ``since`` (milliseconds), to ``end``."""
+        name = self._settings.kafka_topic(topic.name)
+        first, last = consumer.get_watermark_offsets(TopicPartition(name, shard), timeout=CALL_SECONDS)
+        end = last if end is None else min(end, last)
+        if since is not None:
+            (place,) = consumer.offsets_for_times([TopicPartition(name, shard, since)], timeout=CALL_SECONDS)
+            start = place.offset if place.offset >= 0 else end
+        offset = max(start, first)
+        if offset >= end:
+            return
+        consumer.assign([TopicPartition(name, shard, offset)])
+        while offset < end:
+            messages = consumer.consume(500, timeout=CALL_SECONDS)
+            if not messages:
+                raise TopicReadError(f"{name} {shard}: the record at {offset} does not come")
+            for message in messages:
+                if message.error() is not None:
+                    raise TopicReadError(f"{name} {shard}: {message.error().str()}")
+                offset = message.offset() + 1
+                if offset > end:
+                    return
+                yield message
+
+
+def _position(partition: int, message: Any) -> Position | None:
+    """The position in a decision record's header."""
+    numbers = dict(message.headers() or []).get(POSITION_HEADER, b"").split()
+    return Position(partition, *map(int, numbers)) if len(numbers) == 3 else None
+
+
+def _ids(rows: NDArray[np.void]) -> list[tuple[int, int]]:
+    return list(zip(rows["transaction_id_hi"].tolist(), rows["transaction_id_lo"].tolist(), strict=True))
 
 
 class _Sent:

@@ -24,6 +24,8 @@ __all__ = ["Decision", "Judgement", "Scores", "UnknownPolicy", "UnknownReason", 
 _FEATURES: Final = codec_of("fraud.features").event_type("FeatureVector")
 _CODEC: Final = codec_of("fraud.decisions")
 _DECISION: Final = _CODEC.event_type("Decision").dtype
+MAX_TEXT_CHARACTERS: Final = 110
+"""Of each list of rules or codes: 2,000 decisions, the most of a frame, must fit into a record of Kafka."""
 _COPIED: Final = ("transaction_id_lo", "transaction_id_hi", "event_time", "customer_id", "terminal_id", "amount")
 
 
@@ -155,6 +157,16 @@ def judge(
     return Judgement(decision, hits, reviewed, blocked)
 
 
+def _joined(names: list[str]) -> str:
+    """The names with blanks between; of those that do not fit only the number (``+3``)."""
+    text = " ".join(names)
+    kept = len(names)
+    while len(text) > MAX_TEXT_CHARACTERS:
+        kept -= 1
+        text = " ".join([*names[:kept], f"+{len(names) - kept}"])
+    return text
+
+
 def _write_texts(
     out: NDArray[np.void], heap: HeapBuilder, rules: RuleSet, judged: Judgement, reason: NDArray[np.int64]
 ) -> None:
@@ -171,6 +183,6 @@ def _write_texts(
         if combination & 15:
             codes.append(f"unknown_{UnknownReason(combination & 15).name}")
         codes += [f"rule_{name}" for name in enforced]
-        texts = (" ".join(codes), " ".join(enforced), " ".join(rule.id for rule in hit_rules if rule.shadow))
-        words[row] = [heap.add(text) for text in texts]
+        texts = (codes, enforced, [rule.id for rule in hit_rules if rule.shadow])
+        words[row] = [heap.add(_joined(names)) for names in texts]
     out["reason_codes"], out["rules_hit"], out["shadow_rules_hit"] = words[which].T

@@ -103,7 +103,7 @@ class _ColumnEvaluator(simpleeval.SimpleEval):  # type: ignore[misc]
 
     def _compared(self, node: ast.Compare) -> Any:
         left = self._eval(node.left)
-        found: Any = True
+        found: Any = None
         for operator, right_node in zip(node.ops, node.comparators, strict=True):
             right = self._eval(right_node)
             if isinstance(operator, ast.In | ast.NotIn):
@@ -112,7 +112,7 @@ class _ColumnEvaluator(simpleeval.SimpleEval):  # type: ignore[misc]
                 one = np.isin(left, right, invert=isinstance(operator, ast.NotIn))
             else:
                 one = _OPERATORS[type(operator)](left, right)
-            found = np.logical_and(found, one)
+            found = one if found is None else np.logical_and(found, one)
             left = right
         return found
 
@@ -120,13 +120,13 @@ class _ColumnEvaluator(simpleeval.SimpleEval):  # type: ignore[misc]
         return tuple(self._eval(one) for one in node.elts)
 
     def _truth(self, node: ast.AST) -> Any:
-        return _as_truth(self._eval(node), ast.unparse(node))
+        return _as_truth(self._eval(node))
 
 
-def _as_truth(value: Any, what: str) -> Any:
+def _as_truth(value: Any) -> Any:
     """Yes or no: a comparison, or a number that is not 0 (and not unknown)."""
     if isinstance(value, tuple):
-        raise RuleError(f"{what} is neither true nor false")
+        raise RuleError("a list of numbers is neither true nor false")
     found = np.asarray(value)
     return found if found.dtype == np.bool_ else _not_equal(found, 0)
 
@@ -200,7 +200,7 @@ def _parsed(name: str, when: str) -> ast.AST:
             raise RuleError(f"rule {name}: there is no field {node.id!r}; there are {', '.join(sorted(_COLUMN_NAMES))}")
     try:
         empty = np.zeros(1, _FEATURES.dtype)
-        _evaluate(tree, when, _Names(empty, np.full(1, np.nan)))
+        _evaluate(_ColumnEvaluator(_Names(empty, np.full(1, np.nan))), tree, when, 1)
     except (simpleeval.InvalidExpression, RuleError, TypeError, ValueError) as error:
         raise RuleError(f"rule {name}: {error}") from error
     return tree
@@ -223,11 +223,10 @@ def _check_node(name: str, node: ast.AST) -> None:
             raise RuleError(f"rule {name}: functions are {wanted}, found {ast.unparse(node)}")
 
 
-def _evaluate(tree: ast.AST, when: str, names: _Names) -> NDArray[np.bool_]:
+def _evaluate(evaluator: _ColumnEvaluator, tree: ast.AST, when: str, count: int) -> NDArray[np.bool_]:
     with np.errstate(all="ignore"):
-        evaluator = _ColumnEvaluator(names)
-        found = _as_truth(evaluator.eval(when, tree), when)
-    return np.broadcast_to(found, names["score"].shape)
+        found = _as_truth(evaluator.eval(when, tree))
+    return np.broadcast_to(found, (count,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +261,11 @@ class RuleSet:
 
     def hits(self, vectors: NDArray[np.void], score: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which rules hit which rows, shape (rules, n). ``score`` is 0 to 1, NaN where unknown."""
-        names = _Names(vectors, score)
         found = np.empty((len(self.rules), len(vectors)), np.bool_)
-        for row, rule in enumerate(self.rules):
-            found[row] = _evaluate(rule.tree, rule.when, names)
+        if self.rules:
+            evaluator = _ColumnEvaluator(_Names(vectors, score))
+            for row, rule in enumerate(self.rules):
+                found[row] = _evaluate(evaluator, rule.tree, rule.when, len(vectors))
         return found
 
 

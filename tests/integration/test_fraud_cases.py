@@ -28,7 +28,7 @@ from tests.support.sinks import running, send
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 VECTOR = codec_of("fraud.features").event_type("FeatureVector").dtype
 DAY = 17_742

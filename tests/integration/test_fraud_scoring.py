@@ -26,6 +26,7 @@ from pipelines.fraud.rules import DEFAULT_RULES
 from tests.support.fraud_scoring import (
     DecisionLog,
     FaultyModelServer,
+    ScorerProcess,
     all_frames,
     decided,
     feature_frames,
@@ -41,7 +42,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.stack,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     # MLflow and what it imports use functions that their libraries have deprecated
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -52,12 +53,12 @@ pytestmark = [
 
 VECTORS = codec_of("fraud.features").event_type("FeatureVector").dtype
 SHARDS = 2
-DEADLINE_MS = 1000.0
+DEADLINE_MS = 2000.0
 
 
 @pytest.fixture(scope="module")
 def data() -> FraudDataset:
-    return dataset_of(simulate(customers=150, terminals=300))
+    return dataset_of(simulate(customers=100, terminals=200))
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +160,15 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         awake = [one for frame in expected(registry, run) for one in frame]
         assert {one["unknown_reason"] for one in found} == {"none"}
         assert {one["model_version"] for one in found} == {1}
-        shadowed = [one["challenger_version"] for one in found]
-        assert set(shadowed) <= {0, 2}
-        assert 2 in shadowed
         assert without_challenger(found) == without_challenger(awake)
-        assert [one for one in found if one["challenger_version"] == 2] == [
-            one for one, mine in zip(awake, found, strict=True) if mine["challenger_version"] == 2
-        ]
+
+        def with_challenger() -> tuple[list[Frame], list[dict[str, Any]]] | None:
+            one = feed.send(1)
+            decisions = plain(feed.decisions(one))
+            return (one, decisions) if decisions[0]["challenger_version"] == 2 else None
+
+        run, found = wait_until(with_challenger, 60, "the challenger scores in shadow")
+        assert found == flat(expected(registry, run))
 
         # 4xx: the request's fault; the server is asked every time
         server.mode = "refuse"
@@ -193,8 +196,8 @@ def test_every_transaction_is_decided_whatever_the_server_does(
             assert {one["score"] for one in found} == {None}
             assert {one["decision"] for one in found if int(one["amount"]) > 10_000} <= {"review"}
             assert {one["decision"] for one in found if int(one["amount"]) <= 10_000} == {"approve"}
-            assert scorer.metric("streambank_fraud_unknown_total", reason=reason) > 0, mode
-            assert scorer.metric("streambank_fraud_unknown_total", reason="circuit_open") > 0
+            counted(scorer, reason)
+            counted(scorer, "circuit_open")
         server.mode = "slow"
         recovered(feed)
         assert {one["unknown_reason"] for one in feed.through(4)} == {"none"}
@@ -206,7 +209,7 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         assert sorted(int(one["transaction_id"]) for one in first) == sorted(sent_ids)
         without = {one["transaction_id"] for one in first if one["unknown_reason"] != "none"}
         assert len(without) >= unknown
-        assert scorer.metric("streambank_fraud_unknown_total") == len(without)
+        wait_until(lambda: scorer.metric("streambank_fraud_unknown_total") == len(without), 30, "UNKNOWN is counted")
         again = wait_until(
             lambda: (lines := rescored(environment, range(SHARDS))) and len(lines) >= len(without) and lines,
             60,
@@ -249,6 +252,11 @@ def without_challenger(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if not name.startswith("challenger")} for one in decisions]
 
 
+def counted(scorer: ScorerProcess, reason: str) -> None:
+    """Until UNKNOWN for this reason shows in the metrics."""
+    wait_until(lambda: scorer.metric("streambank_fraud_unknown_total", reason=reason) > 0, 30, reason)
+
+
 def recovered(feed: Feed) -> None:
     """Until a frame is scored: the circuit is closed."""
     wait_until(lambda: {one["unknown_reason"] for one in feed.through(1)} == {"none"}, 60, "the circuit closes")
@@ -267,24 +275,48 @@ def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(
     """Upstream repeats frames, the scorer is killed twice on the way and goes on with the model in its process."""
     environment = stack.environment("kafka", "registry")
     prepare_fraud(environment)
+    server.mode = "pass"
+    patient = {"deadline_ms": "20000"}  # a busy machine must not be taken for a server that does not answer
     log = tmp_path / "scorer.log"
     repeated = frames[:120] + frames[100:260] + frames[240:]
     records = records_of(environment, repeated)
     send(environment, records[:200], "fraud.features")
     with DecisionLog(environment, range(SHARDS)) as decisions:
-        with scoring(environment, log, server.url):
+        with scoring(environment, log, server.url, **patient):
             wait_until(lambda: decisions.count() >= 20, 90, "first decisions")
-        with scoring(environment, log, server.url):
+        with scoring(environment, log, server.url, **patient):
             send(environment, records[200:350], "fraud.features")
             wait_until(lambda: decisions.count() >= 220, 90, "more decisions")
+            server.mode = "server_error"
+            send(environment, records[350:400], "fraud.features")
+            wait_until(lambda: decisions.count() >= 360, 90, "decisions without a score")
+        server.mode = "pass"
         with scoring(environment, log, tracking_uri=registry.tracking_uri) as embedded:
-            send(environment, records[350:], "fraud.features")
+            send(environment, records[400:], "fraud.features")
             wait_until(lambda: decisions.count() == len(frames), 90, "all decisions")
+            unscored = {
+                one["transaction_id"]
+                for shard in decisions.found.values()
+                for frame in shard.values()
+                for one in frame
+                if one["unknown_reason"] != "none"
+            }
+            assert unscored
+            again = wait_until(
+                lambda: (found := rescored(environment, range(SHARDS))) and len(found) >= len(unscored) and found,
+                90,
+                "what the killed one left is scored again",
+            )
+            assert {one["transaction_id"] for one in again} == unscored
             assert embedded.stop() == 0
 
     found = decided(environment, range(SHARDS))
     assert all(sorted(found[shard]) == list(range(1, len(frames) // SHARDS + 1)) for shard in range(SHARDS))
-    mine = [without_challenger(plain(found[frame.shard][frame.sequence])) for frame in frames]
+    second = {one["transaction_id"]: one | {"rescored": False} for one in again}
+    mine = [
+        without_challenger(plain(second.get(one["transaction_id"], one) for one in found[frame.shard][frame.sequence]))
+        for frame in frames
+    ]
     assert mine == [without_challenger(one) for one in expected(registry, frames)]
     written = all_frames(environment, FRAUD_DECISIONS, range(SHARDS))
     highest = dict.fromkeys(range(SHARDS), 0)

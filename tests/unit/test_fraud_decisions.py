@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from infra.settings import PROJECT_ROOT
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.frames import Frame
@@ -111,6 +113,14 @@ def test_documents_that_are_refused(document: str) -> None:
         RuleSet.parse(document, 1)
 
 
+def test_the_documented_rule_set_can_be_used() -> None:
+    page = (PROJECT_ROOT / "docs" / "how-to" / "fraud-rules.md").read_text(encoding="utf-8")
+    (document,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [(rule.id, rule.shadow) for rule in RuleSet.parse(document, 1).rules] == [
+        ("burst", False), ("risky-place", False), ("far-away", True),
+    ]  # fmt: skip
+
+
 def test_score_rules_and_shadow_make_the_decision() -> None:
     rules = rule_set(
         rule("amount > 500", name="large"),
@@ -153,6 +163,18 @@ def test_unknown_follows_the_policy_and_rules_still_count() -> None:
         (None, "timeout", 0, True)
     }
     assert found[2]["reason_codes"] == "unknown_timeout rule_burst"
+
+
+def test_the_largest_frame_fits_into_a_record() -> None:
+    many = [rule("True", name=f"{n:02}{'x' * 38}", mode="shadow" if n % 2 else "enforce") for n in range(40)]
+    found = vectors(2_000, amount=10**12, event_time=2**52, customer_id=2**62, terminal_id=2**62)
+    found["transaction_id_hi"] = 2**63
+    score = np.full(2_000, 0.99)
+    events = decided(found, Scores(score, 2**62, challenger=score, challenger_version=2**62), rule_set(*many))
+    assert len(events) == 2_000
+    assert events[0]["shadow_rules_hit"] == f"01{'x' * 38} 03{'x' * 38} +18"
+    assert events[0]["rules_hit"] == f"00{'x' * 38} 02{'x' * 38} +18"
+    assert events[0]["reason_codes"] == f"score_block rule_00{'x' * 38} rule_02{'x' * 38} +18"
 
 
 def test_duplicates_get_no_decision_and_too_late_no_score() -> None:

@@ -27,7 +27,6 @@ __all__ = ["Order", "OrderEvent", "OrderHistory", "audit_trail", "rts24"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VALIDITY: Final = {"DAY": "GODA", "GTC": "GOTC", "GTD": "GOTT", "IOC": "IOCA", "FOK": "FOKA"}
 _BY_THE_MEMBER: Final = frozenset({"USER_REQUEST", "MASS_CANCEL", "KILL_SWITCH"})
-_PASSED_ON: Final = ("self_trade_prevention", "post_only", "minimum_quantity", "display_quantity", "stop_price")
 _ENDED: Final = frozenset({"FILLED", "CANCELED", "EXPIRED", "REJECTED"})
 _TRAIL_TYPES: Final = {
     "NEW": "ORDER_ACCEPTED", "TRADE": "ORDER_TRADE", "CANCELED": "ORDER_CANCELED", "REPLACED": "ORDER_MODIFIED",
@@ -59,6 +58,8 @@ class Order:
     received_at: int = 0
     priority_at: int = 0
     status: str = "NEW"
+    is_waiting: bool = False
+    """A stop order that was not triggered yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ class OrderHistory:
             order = self._entered(asked if is_asked else {}, report)
         order = replace(order, status=report["order_status"], leaves_quantity=int(report["leaves_quantity"]),
                         cumulative_quantity=int(report["cumulative_quantity"]))  # fmt: skip
+        if kind == "TRIGGERED":
+            order = replace(order, is_waiting=False)
         if kind in ("REPLACED", "TRIGGERED"):
             order = self._replaced(order, asked if is_asked else {}, report)
         if kind != "REJECTED":
@@ -161,8 +164,10 @@ class OrderHistory:
         return replace(
             order, order_type=asked["order_type"], time_in_force=asked["time_in_force"], price=int(asked["price"]),
             initial_quantity=int(asked["quantity"]), expire_at=int(asked["expire_at"]),
-            **{name: asked[name] if isinstance(asked[name], (bool, str)) and name not in _AMOUNTS else int(asked[name])
-               for name in _PASSED_ON},
+            is_waiting=asked["order_type"] in ("STOP", "STOP_LIMIT"),
+            stop_price=int(asked["stop_price"]), display_quantity=int(asked["display_quantity"]),
+            minimum_quantity=int(asked["minimum_quantity"]), post_only=asked["post_only"],
+            self_trade_prevention=asked["self_trade_prevention"],
         )  # fmt: skip
 
     def _replaced(self, order: Order, asked: Mapping[str, Any], report: Mapping[str, Any]) -> Order:
@@ -181,9 +186,6 @@ class OrderHistory:
             self._live.pop(order.order_id, None)
         else:
             self._live[order.order_id] = order
-
-
-_AMOUNTS: Final = frozenset({"minimum_quantity", "display_quantity", "stop_price"})
 
 
 def audit_trail(event: OrderEvent) -> dict[str, Any]:
@@ -235,7 +237,8 @@ def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | N
         "21": _change(event), "22": "STOP" if is_stop else "LMTO", "23": order.order_type,
         "24": order.price or None, "25": None, "26": order.stop_price or None, "27": None,
         "28": event.trade_price if is_trade else None, "29": instrument.get("29"), "30": None, "31": "MONE",
-        "32": order.side, "33": "INAC" if order.status == "SUSPENDED" else "ACTI", "34": "UNIT", "35": None,
+        "32": order.side, "33": "INAC" if order.is_waiting or order.status == "SUSPENDED" else "ACTI",
+        "34": "UNIT", "35": None,
         "36": order.initial_quantity, "37": order.leaves_quantity, "38": displayed,
         "39": event.trade_quantity if is_trade else None, "40": None, "41": order.minimum_quantity or None,
         "42": order.minimum_quantity > 0, "43": order.post_only,

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+import numpy as np
 
 from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
 from pipelines.codec import codec_of
@@ -24,7 +25,6 @@ from pipelines.frames import Frame
 
 __all__ = ["Order", "OrderEvent", "OrderHistory", "audit_trail", "rts24"]
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VALIDITY: Final = {"DAY": "GODA", "GTC": "GOTC", "GTD": "GOTT", "IOC": "IOCA", "FOK": "FOKA"}
 _BY_THE_MEMBER: Final = frozenset({"USER_REQUEST", "MASS_CANCEL", "KILL_SWITCH"})
 _ENDED: Final = frozenset({"FILLED", "CANCELED", "EXPIRED", "REJECTED"})
@@ -263,4 +263,4 @@ def _change(event: OrderEvent) -> str:
 
 
 def _time(micros: int) -> str:
-    return (_EPOCH + timedelta(microseconds=micros)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return str(np.datetime_as_string(np.datetime64(micros, "us"), timezone="UTC"))

@@ -255,7 +255,7 @@ class FeedClient:
     async def _send(self) -> None:
         while True:
             while self._unsent:
-                await self._socket.send_bytes(msgspec.json.encode(self._unsent.popleft()))
+                await self._socket.send_str(msgspec.json.encode(self._unsent.popleft()).decode())
             self._filled.clear()
             await self._filled.wait()
 

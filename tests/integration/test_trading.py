@@ -285,31 +285,6 @@ async def test_the_feed_is_a_snapshot_and_every_increment_after_it(
         assert trades
 
 
-def test_admin_events_reach_every_shard_and_deposits_one(
-    environment: Settings, api: ApiServer, session: httpx.Client
-) -> None:
-    with api.session("orders:write") as trader:
-        assert write(trader, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}).status_code == 403
-    define = {"type": "AccountDefinition", "account": "C", "risk": "OFF"}
-    assert write(session, "/v1/trading/events", define, Prefer="wait=20").status_code == 201
-    kill = write(session, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}, Prefer="wait=20")
-    assert (kill.status_code, kill.json()["accepted"]) == (201, 1)
-    assert sorted(report["shard"] for report in kill.json()["results"]) == [0, 1, 2, 3]
-    blocked = write(session, "/v1/orders", order(80, "BUY", 1, 1, account="C"), Prefer="wait=20")
-    assert blocked.json()["results"][0]["reason"] == "ACCOUNT_BLOCKED"
-
-    deposit = {"type": "Deposit", "account": "C", "asset": "USD", "amount": 5}
-    nowhere = write(session, "/v1/trading/events", deposit)
-    assert (nowhere.status_code, "?symbol=" in nowhere.text) == (422, True)
-    put = write(session, "/v1/trading/events?symbol=ACME", deposit, Prefer="wait=20")
-    assert [report["shard"] for report in put.json()["results"]] == [shard_of("ACME")]
-    deposits = [
-        place for place, events in frames_in_topic(environment, MATCHING_COMMANDS).items()
-        if any(event["type"] == "Deposit" for event in events)
-    ]  # fmt: skip
-    assert [shard for shard, _ in deposits] == [shard_of("ACME")]
-
-
 def test_the_audit_tells_from_the_topics_what_happened(
     environment: Settings, session: httpx.Client, tmp_path: Path
 ) -> None:
@@ -337,3 +312,28 @@ def test_the_audit_tells_from_the_topics_what_happened(
     life = run("explain", "4001", "--symbol", "AUDIT")
     assert [word in life for word in ("ORDER_ACCEPTED", "ORDER_TRADE (MAKER)", "FILLED")] == [True] * 3
     assert "never heard of" in run("explain", "4999", "--symbol", "AUDIT", code=1)
+
+
+def test_admin_events_reach_every_shard_and_deposits_one(
+    environment: Settings, api: ApiServer, session: httpx.Client
+) -> None:
+    with api.session("orders:write") as trader:
+        assert write(trader, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}).status_code == 403
+    define = {"type": "AccountDefinition", "account": "C", "risk": "OFF"}
+    assert write(session, "/v1/trading/events", define, Prefer="wait=20").status_code == 201
+    kill = write(session, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}, Prefer="wait=20")
+    assert (kill.status_code, kill.json()["accepted"]) == (201, 1)
+    assert sorted(report["shard"] for report in kill.json()["results"]) == [0, 1, 2, 3]
+    blocked = write(session, "/v1/orders", order(80, "BUY", 1, 1, account="C"), Prefer="wait=20")
+    assert blocked.json()["results"][0]["reason"] == "ACCOUNT_BLOCKED"
+
+    deposit = {"type": "Deposit", "account": "C", "asset": "USD", "amount": 5}
+    nowhere = write(session, "/v1/trading/events", deposit)
+    assert (nowhere.status_code, "?symbol=" in nowhere.text) == (422, True)
+    put = write(session, "/v1/trading/events?symbol=ACME", deposit, Prefer="wait=20")
+    assert [report["shard"] for report in put.json()["results"]] == [shard_of("ACME")]
+    deposits = [
+        place for place, events in frames_in_topic(environment, MATCHING_COMMANDS).items()
+        if any(event["type"] == "Deposit" for event in events)
+    ]  # fmt: skip
+    assert [shard for shard, _ in deposits] == [shard_of("ACME")]

@@ -24,7 +24,7 @@ from pipelines.codec import HeapBuilder, codec_of
 from pipelines.errors import FieldError
 from pipelines.event_json import parse_event, render_events
 from pipelines.frames import Events
-from pipelines.matching.routing import shard_of
+from pipelines.trading.routing import shard_of
 
 __all__ = ["TradingService"]
 

@@ -34,7 +34,7 @@ from pipelines.catalogue import MATCHING_MARKET_DATA
 from pipelines.codec import codec_of, text
 from pipelines.event_json import render_events
 from pipelines.frames import Events, Frame
-from pipelines.matching.routing import shard_of
+from pipelines.trading.routing import shard_of
 
 __all__ = ["Books", "Feed", "FeedClient"]
 
@@ -255,7 +255,7 @@ class FeedClient:
     async def _send(self) -> None:
         while True:
             while self._unsent:
-                await self._socket.send_bytes(msgspec.json.encode(self._unsent.popleft()))
+                await self._socket.send_str(msgspec.json.encode(self._unsent.popleft()).decode())
             self._filled.clear()
             await self._filled.wait()
 

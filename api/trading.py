@@ -1,6 +1,6 @@
 """Order entry: orders and admin events to matching.commands, and their reports back; shared by REST and gRPC.
 
-A command goes to the shard of its symbol (`pipelines.matching.routing`). What concerns every instrument (an account's
+A command goes to the shard of its symbol (`pipelines.trading.routing`). What concerns every instrument (an account's
 definition, a market-wide status, a kill switch) goes to all shards. A deposit goes to one: an account's funds are kept
 per shard, so it says which instrument's market they are for.
 
@@ -35,7 +35,7 @@ from pipelines.catalogue import ALL_SHARDS, MATCHING_COMMANDS, MATCHING_REPORTS,
 from pipelines.codec import codec_of, raw, text
 from pipelines.event_json import render_events
 from pipelines.frames import Events
-from pipelines.matching.routing import shard_of
+from pipelines.trading.routing import shard_of
 
 __all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "order_route", "read_order_id"]
 

@@ -33,7 +33,19 @@ from pipelines.errors import StreambankError
 from pipelines.frames import Events, Frame
 from pipelines.wire import unwrap, wrap
 
-__all__ = ["latency", "measure", "throughput"]
+__all__ = [
+    "BenchError",
+    "bench_environment",
+    "latency",
+    "measure",
+    "plain_loop",
+    "produce",
+    "read_topic",
+    "running_job",
+    "steady_rate",
+    "throughput",
+    "wait_records",
+]
 
 ACCOUNTS_PER_SHARD: Final = 1_000
 TRANSFERS_PER_FRAME: Final = 500
@@ -60,19 +72,19 @@ def throughput(
     settings: Settings, *, frames: int = FRAMES, options: Mapping[str, str] | None = None
 ) -> list[Measurement]:
     """Transfers per second of the ledger job and of the plain loop, with the outputs checked."""
-    with _environment(settings) as (environment, ids):
+    with bench_environment(settings) as (environment, ids):
         own = ids[LEDGER_COMMANDS.name]
         backlog = [*_account_frames(own), *_transfer_frames(own, frames, TRANSFERS_PER_FRAME)]
-        _produce(environment, backlog)
+        produce(environment, backlog)
         total = len(backlog)
-        with _job(environment, options or {}) as job:
-            _wait_records(environment, LEDGER_EVENTS.name, total)
+        with running_job(environment, options or {}) as job:
+            wait_records(environment, LEDGER_EVENTS.name, total)
             with FlinkRest(environment) as flink:
                 checkpoint = flink.latest_checkpoint(job)
-        results = _read(environment, LEDGER_RESULTS.name)
-        job_rate = _steady_rate(results) * TRANSFERS_PER_FRAME
+        results = read_topic(environment, LEDGER_RESULTS.name)
+        job_rate = steady_rate(results) * TRANSFERS_PER_FRAME
         check = _check_outputs(environment, results, frames * TRANSFERS_PER_FRAME)
-        loop_rate = _plain_loop(environment, total) * TRANSFERS_PER_FRAME
+        loop_rate = plain_loop(environment, total) * TRANSFERS_PER_FRAME
     ratio = job_rate / loop_rate
     return [
         Measurement(
@@ -104,11 +116,11 @@ def latency(
     options: Mapping[str, str] | None = None,
 ) -> list[Measurement]:
     """Time from a frame's planned sending to its result frame at a consumer, p50 and p99, in milliseconds."""
-    with _environment(settings) as (environment, ids), _job(environment, options or {}):
+    with bench_environment(settings) as (environment, ids), running_job(environment, options or {}):
         own = ids[LEDGER_COMMANDS.name]
         accounts = list(_account_frames(own))
-        _produce(environment, accounts)
-        _wait_records(environment, LEDGER_RESULTS.name, len(accounts))
+        produce(environment, accounts)
+        wait_records(environment, LEDGER_RESULTS.name, len(accounts))
         planned = int((WARM_UP_SECONDS + seconds) * frames_per_second)
         frames = list(_transfer_frames(own, planned, LATENCY_TRANSFERS_PER_FRAME))
         delays = _open_loop(environment, frames, frames_per_second, len(accounts))
@@ -130,7 +142,7 @@ def latency(
 
 
 @contextmanager
-def _environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]]:
+def bench_environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]]:
     """Topics and schema ids of a run's own; the topics are deleted at the end."""
     environment = settings.model_copy(update={"topic_prefix": f"bench-{uuid.uuid4().hex[:8]}."})
     topics.apply(environment)
@@ -143,10 +155,11 @@ def _environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]
 
 
 @contextmanager
-def _job(environment: Settings, options: Mapping[str, str]) -> Iterator[Job]:
-    name = job_name("ledger", environment)
+def running_job(environment: Settings, options: Mapping[str, str], system: str = "ledger") -> Iterator[Job]:
+    """A system's job at parallelism 1, cancelled at the end."""
+    name = job_name(system, environment)
     try:
-        yield submit(Submission(job_file("ledger"), name, flink_options=options), environment)
+        yield submit(Submission(job_file(system), name, flink_options=options), environment)
     finally:
         with FlinkRest(environment) as flink:
             for job in flink.jobs():
@@ -189,10 +202,11 @@ def _frame(shard: int, rows: np.ndarray[Any, np.dtype[np.int64]], produced_at: i
     return Frame(LEDGER_COMMANDS.name, shard, 0, produced_at, f"00-{uuid.uuid4().hex}-{1:016x}-01", Events(rows))
 
 
-def _produce(environment: Settings, records: list[tuple[int, bytes]]) -> None:
+def produce(environment: Settings, records: list[tuple[int, bytes]], topic: str = LEDGER_COMMANDS.name) -> None:
+    """Write (shard, value) records and wait until Kafka has them."""
     producer = _producer(environment)
     for shard, value in records:
-        _send(producer, environment.kafka_topic(LEDGER_COMMANDS.name), shard, value)
+        _send(producer, environment.kafka_topic(topic), shard, value)
     if producer.flush(60):
         raise BenchError("Kafka did not take the backlog within 60 s")
 
@@ -227,7 +241,7 @@ def _send(producer: Any, topic: str, shard: int, value: bytes) -> None:
             producer.poll(0.05)
 
 
-def _wait_records(environment: Settings, topic: str, records: int) -> None:
+def wait_records(environment: Settings, topic: str, records: int) -> None:
     """Wait until a topic has that many records; `BenchError` when none comes for `STALL_SECONDS`."""
     consumer = _consumer(environment)
     try:
@@ -244,7 +258,7 @@ def _wait_records(environment: Settings, topic: str, records: int) -> None:
         consumer.close()
 
 
-def _read(environment: Settings, topic: str) -> list[tuple[int, bytes]]:
+def read_topic(environment: Settings, topic: str) -> list[tuple[int, bytes]]:
     """(timestamp in milliseconds, value) of all records of a topic."""
     consumer = _consumer(environment)
     name = environment.kafka_topic(topic)
@@ -273,7 +287,7 @@ def _batches(consumer: Any, records: int) -> Iterator[list[Any]]:
             raise BenchError(f"{seen} of {records} records came, and then none for {STALL_SECONDS:.0f} s")
 
 
-def _steady_rate(records: list[tuple[int, bytes]]) -> float:
+def steady_rate(records: list[tuple[int, bytes]]) -> float:
     """Records per second from a tenth of the way to the end, by their timestamps."""
     times = np.sort(np.array([timestamp for timestamp, _ in records]))
     first = int(len(times) * STEADY_FROM)
@@ -291,7 +305,7 @@ def _check_outputs(environment: Settings, results: list[tuple[int, bytes]], tran
     events = codec_of(LEDGER_EVENTS.name)
     event = events.event_type("TransferCreated")
     amount = 0
-    for _, value in _read(environment, LEDGER_EVENTS.name):
+    for _, value in read_topic(environment, LEDGER_EVENTS.name):
         rows = events.decode(unwrap(value)[1]).events.view(event.dtype)
         amount += int(rows["amount_lo"][rows["kind"] == event.kind].sum())
     wanted = int((np.arange(1, transfers + 1) % 10_000 + 1).sum())
@@ -300,10 +314,10 @@ def _check_outputs(environment: Settings, results: list[tuple[int, bytes]], tran
     return f"{created:,} transfers created, amounts sum to {amount:,} as sent"
 
 
-def _plain_loop(environment: Settings, records: int) -> float:
+def plain_loop(environment: Settings, records: int, commands: str = LEDGER_COMMANDS.name) -> float:
     """Frames per second of consume and produce alone, to ledger.dead-letters, which has as many partitions."""
     consumer, producer = _consumer(environment), _producer(environment, **{"linger.ms": 5})
-    source, target = environment.kafka_topic(LEDGER_COMMANDS.name), environment.kafka_topic("ledger.dead-letters")
+    source, target = environment.kafka_topic(commands), environment.kafka_topic("ledger.dead-letters")
     try:
         consumer.assign([TopicPartition(source, shard, 0) for shard in range(LEDGER_SHARDS)])
         for batch in _batches(consumer, records):
@@ -314,7 +328,7 @@ def _plain_loop(environment: Settings, records: int) -> float:
             raise BenchError("Kafka did not take the plain loop's records within 60 s")
     finally:
         consumer.close()
-    return _steady_rate(_read(environment, "ledger.dead-letters"))
+    return steady_rate(read_topic(environment, "ledger.dead-letters"))
 
 
 def _open_loop(

@@ -18,7 +18,7 @@ from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, MATCHING_REPORT
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
-from pipelines.matching.routing import shard_of
+from pipelines.trading.routing import shard_of
 from pipelines.wire import unwrap
 from tests.support.flink_job import provision
 from tests.support.sinks import everything, running, send

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,10 +21,10 @@ from infra import topics
 from infra.registry import register
 from infra.settings import Settings
 from pipelines.catalogue import MATCHING_COMMANDS, TOPICS
-from pipelines.matching.routing import shard_of
+from pipelines.trading.routing import shard_of
 from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system, write
 from tests.support.sinks import running
-from tests.support.stack import PrivateStack, free_ports
+from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.stack
@@ -280,6 +283,33 @@ async def test_the_feed_is_a_snapshot_and_every_increment_after_it(
                 entry["price"]: entry["quantity"] for entry in found[name]
             }
         assert trades
+
+
+def test_the_audit_tells_from_the_topics_what_happened(
+    environment: Settings, session: httpx.Client, tmp_path: Path
+) -> None:
+    mine = order(4001, "SELL", 60, 2, symbol="AUDIT", account="FAY")
+    write(session, "/v1/orders", [mine, order(4002, "BUY", 60, 2, symbol="AUDIT")], Prefer="wait=20")
+    wanted = environment.model_copy(update={"data_dir": tmp_path})
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("streambank"), "trading", "audit", *arguments],
+            env={**variables(wanted), "COLUMNS": "200"}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    exported = tmp_path / "out"
+    assert "records" in run("export", str(exported))
+    files = sorted(str(path) for path in exported.iterdir())
+    assert len(files) == 4
+    record = Path(files[shard_of("AUDIT")])
+    assert '"PASV"' in record.read_text()
+    record.write_text(record.read_text().replace("PASV", "AGRE", 1))
+    assert "the HMAC is wrong" in run("verify", *files, code=1)
+    life = run("explain", "4001", "--symbol", "AUDIT")
+    assert [word in life for word in ("ORDER_ACCEPTED", "ORDER_TRADE (MAKER)", "FILLED")] == [True] * 3
 
 
 def test_admin_events_reach_every_shard_and_deposits_one(

@@ -1,0 +1,170 @@
+"""The audit tells every order's life, and a sealed file shows any change."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.inprocess import InProcess
+from jobs.trading_audit import AuditError, AuditKeys, order_events, pair, seal, verify_file
+from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, PIPELINES
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from pipelines.frames import Frame
+from pipelines.trading.audit import OrderEvent, OrderHistory, audit_trail, rts24
+
+CODEC = codec_of(MATCHING_COMMANDS.name)
+SECOND = 1_000_000
+REFERENCE = {
+    "accounts": {"ALICE": {"1": "LEI-OF-ALICE", "2": False}},
+    "symbols": {"ACME": {"18": "XX0001", "29": "EUR"}},
+}
+
+
+def order(order_id: int, account: str, side: str, price: int, quantity: int, **more: Any) -> dict[str, Any]:
+    return {"type": "NewOrder", "order_id": order_id, "account": account, "symbol": "ACME", "side": side,
+            "price": price, "quantity": quantity, **more}  # fmt: skip
+
+
+SCRIPT: list[list[dict[str, Any]]] = [
+    [order(1, "ALICE", "SELL", 100, 5, display_quantity=2, transact_time=7), order(2, "BOB", "SELL", 101, 4)],
+    [order(3, "CAROL", "BUY", 101, 6, time_in_force="IOC", self_trade_prevention="CANCEL_NEWEST")],
+    [{"type": "AmendOrder", "order_id": 2, "quantity": 2}, {"type": "AmendOrder", "order_id": 2, "price": 103},
+     {"type": "CancelOrder", "order_id": 9}],
+    [order(4, "DAVE", "BUY", 90, 1, order_type="STOP_LIMIT", stop_price=103), order(5, "EVE", "BUY", 103, 1),
+     order(5, "EVE", "BUY", 0, 1)],
+    [{"type": "CancelOrder", "order_id": 2}],
+]  # fmt: skip
+
+
+def run() -> tuple[list[Frame], list[Frame]]:
+    kernel = InProcess(PIPELINES["matching"])
+    commands = [
+        Frame(CODEC.topic, 0, 0, (number + 1) * SECOND, f"trace-{number}", parse_events(CODEC, events))
+        for number, events in enumerate(SCRIPT)
+    ]
+    reports = [
+        kernel.decode_output(output)
+        for command in commands
+        for output in kernel.apply_frame(command)
+        if output.topic == MATCHING_REPORTS.name
+    ]
+    return commands, reports
+
+
+@pytest.fixture(scope="module")
+def frames() -> tuple[list[Frame], list[Frame]]:
+    return run()
+
+
+@pytest.fixture(scope="module")
+def events(frames: tuple[list[Frame], list[Frame]]) -> list[OrderEvent]:
+    commands, reports = frames
+    dead = Frame(CODEC.topic, 0, 0, 1, "set-aside", commands[0].events)
+    repeated = [*reports[:2], reports[0], *reports[1:]]  # as after a restart of the job
+    history = OrderHistory(0)
+    pairs = pair([commands[0], dead, *commands[1:]], repeated)
+    return [event for command, answers in pairs for event in history.feed(command, answers)]
+
+
+def test_every_step_of_every_order_is_told(events: list[OrderEvent]) -> None:
+    told = [
+        (event.at // SECOND, event.order_id, event.exec_type, event.is_maker, event.trade_quantity,
+         event.order and event.order.leaves_quantity)
+        for event in events
+    ]  # fmt: skip
+    assert told[:2] == [(1, 1, "NEW", False, 0, 5), (1, 2, "NEW", False, 0, 4)]
+    assert [(order_id, maker, lots) for _, order_id, kind, maker, lots, _ in told if kind == "TRADE"][:6] == [
+        (3, False, 2), (1, True, 2), (3, False, 2), (1, True, 2), (3, False, 1), (1, True, 1),
+    ]  # fmt: skip
+    assert (3, 2, "REPLACED", False, 0, 2) in told
+    assert (3, 9, "CANCEL_REFUSED", False, 0, None) in told
+    assert [kind for _, order_id, kind, *_ in told if order_id == 4] == ["NEW", "TRIGGERED"]
+    sequences = [event.sequence for event in events]
+    assert sequences == sorted(set(sequences))
+    assert sum(event.trade_quantity for event in events if event.is_maker) == sum(
+        event.trade_quantity for event in events if event.exec_type == "TRADE" and not event.is_maker
+    )
+
+
+def test_rts24_records_have_every_field(events: list[OrderEvent]) -> None:
+    records = [record for event in events if (record := rts24(event, REFERENCE)) is not None]
+    assert all(list(record) == [str(number) for number in range(1, 52)] for record in records)
+    alice = [record for record in records if record["20"] == "0-1"]
+    assert [record["21"] for record in alice] == ["NEWO", "PARF", "PARF", "FILL"]
+    first = alice[0]
+    assert (first["1"], first["2"], first["3"], first["18"], first["29"]) == (
+        "LEI-OF-ALICE",
+        False,
+        None,
+        "XX0001",
+        "EUR",
+    )
+    assert (first["9"], first["10"], first["24"], first["32"]) == ("1970-01-01T00:00:01.000000Z", "GOTC", 100, "SELL")
+    assert [(record["36"], record["37"], record["38"], record["39"], record["44"]) for record in alice] == [
+        (5, 5, 2, None, None), (5, 3, 2, 2, "PASV"), (5, 1, 1, 2, "PASV"), (5, 0, 0, 1, "PASV"),
+    ]  # fmt: skip
+    bob = [record for record in records if record["20"] == "0-2"]
+    # a smaller quantity keeps the place, another price does not
+    assert [(record["21"], record["13"][17:19]) for record in bob if record["21"] in ("NEWO", "REME")] == [
+        ("NEWO", "01"), ("REME", "01"), ("REME", "03"),
+    ]  # fmt: skip
+    carol = [record for record in records if record["20"] == "0-3"]
+    assert (carol[0]["10"], carol[0]["45"]) == ("IOCA", True)
+    stop = [record for record in records if record["20"] == "0-4"]
+    assert [(record["21"], record["22"], record["33"]) for record in stop] == [
+        ("NEWO", "STOP", "INAC"), ("TRIG", "STOP", "ACTI"),
+    ]  # fmt: skip
+    refused = [record for record in records if record["21"] == "REMO"]
+    assert [(record["20"], record["24"]) for record in refused] == [("0-5", None)]
+
+
+def test_the_life_of_one_order(events: list[OrderEvent]) -> None:
+    trail = [audit_trail(event) for event in order_events(events, 1)]
+    assert [(record["event_type"], record.get("liquidity")) for record in trail] == [
+        ("ORDER_ACCEPTED", None), ("ORDER_TRADE", "MAKER"), ("ORDER_TRADE", "MAKER"), ("ORDER_TRADE", "MAKER"),
+    ]  # fmt: skip
+    assert trail[0]["client_timestamp"] == "1970-01-01T00:00:00.000007Z"
+    assert trail[-1]["order_status"] == "FILLED"
+
+
+def test_missing_frames_are_an_alarm(frames: tuple[list[Frame], list[Frame]]) -> None:
+    commands, reports = frames
+    with pytest.raises(AuditError, match="frames are missing"):
+        list(pair(commands, [*reports[:1], *reports[2:]]))
+    with pytest.raises(AuditError, match="answer no command frame"):
+        list(pair(commands[1:], reports))
+
+
+def test_a_sealed_file_shows_any_change(events: list[OrderEvent], tmp_path: Path) -> None:
+    keys = AuditKeys(tmp_path / "secrets" / "audit-keys.json")
+    stream = io.BytesIO()
+    count, last = seal(stream, {"shard": 0}, map(audit_trail, events), keys.signing())
+    path = tmp_path / "audit.ndjson"
+
+    def check(lines: list[bytes]) -> Any:
+        path.write_bytes(b"".join(lines))
+        return verify_file(path, keys.find)
+
+    lines = stream.getvalue().splitlines(keepends=True)
+    keys.rotate()  # an older key still verifies
+    assert check(lines)[1:] == (count, last)
+    assert count == len(events)
+    assert (tmp_path / "secrets" / "audit-keys.json").stat().st_mode & 0o077 == 0
+    for changed, where in (
+        ([lines[0], lines[1].replace(b"ALICE", b"MALLO"), *lines[2:]], "line 2"),
+        ([*lines[:3], *lines[4:]], "line 4"),
+        ([*lines[:2], lines[3], lines[2], *lines[4:]], "line 3"),
+        ([*lines[:2], lines[1], *lines[2:]], "line 3"),
+        (lines[:-1], "cut off"),
+        ([lines[0].replace(b'"shard":0', b'"shard":1'), *lines[1:]], "line 1"),
+    ):
+        with pytest.raises(AuditError, match=where):
+            check(changed)
+    forged = io.BytesIO()
+    seal(forged, {"shard": 0}, [], (keys.signing()[0], bytes(32)))
+    with pytest.raises(AuditError, match="line 1"):
+        check(forged.getvalue().splitlines(keepends=True))

@@ -94,7 +94,7 @@ PAYMENT: Final = np.dtype(
 assert PAYMENT.itemsize == 512, PAYMENT.itemsize
 
 TEXT_BYTES: Final = {
-    "currency": 3, "end_to_end_id": 35, "reference": 140, "device": 56, "country": 2, "merchant": 56,
+    "currency": 4, "end_to_end_id": 35, "reference": 140, "device": 56, "country": 2, "merchant": 56,
 }  # fmt: skip
 OPTIONAL_TEXTS: Final = ("device", "country", "merchant")
 

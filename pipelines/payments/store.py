@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +30,10 @@ CLOCK: Final = 4
 MAX_LEDGERS: Final = 4_096
 DEADLINES_PER_PAYMENT: Final = 8
 _WORD: Final = 2**64 - 1
+# many times faster than dataclasses.astuple
+_PAYMENT_ROW: Final = attrgetter(*Payment.__slots__)
+_PARTY_ROW: Final = attrgetter(*Party.__slots__)
+_RULES_ROW: Final = attrgetter(*Rules.__slots__)
 
 
 class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for what happened
@@ -146,7 +150,7 @@ class Store:
     def put_payment(self, slot: int, payment: Payment) -> None:
         """Write a payment back; a deadline that is new goes onto the heap."""
         before = int(self._payments[slot]["deadline"])
-        self._payments[slot] = astuple(payment)
+        self._payments[slot] = _PAYMENT_ROW(payment)
         self._mark("payments", slot)
         if payment.deadline and payment.deadline != before:
             self._heaped = int(expiry.push(self._heap, self._heaped, payment.deadline, slot))
@@ -182,7 +186,7 @@ class Store:
         return slot, Party(account_id & _WORD, account_id >> 64, 0, 0, 0, [0] * 4, [0] * 2, [0] * 4, [0] * 2, 0)
 
     def put_party(self, slot: int, party: Party) -> None:
-        self._parties[slot] = astuple(party)
+        self._parties[slot] = _PARTY_ROW(party)
         self._mark("parties", slot)
 
     def rules(self, ledger: int) -> Rules | None:
@@ -195,7 +199,7 @@ class Store:
         if slot == MAX_LEDGERS:
             return False
         self._rules[rules.ledger] = (slot, rules)
-        self._ledgers[slot] = astuple(rules)
+        self._ledgers[slot] = _RULES_ROW(rules)
         self._mark("ledgers", slot)
         self._meta[LEDGERS] = len(self._rules)
         self._mark("meta", 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -22,7 +23,7 @@ from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.wire import wrap
 
-__all__ = ["run_clock", "tick_frame"]
+__all__ = ["run_clock", "send_command", "tick_frame"]
 
 RETRY_SECONDS: Final = 1.0
 log = structlog.get_logger("streambank.payments_clock")
@@ -71,3 +72,22 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
         stop.wait(interval)
     producer.flush(5)
     return ticks
+
+
+def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> None:
+    """Send one operator's command (as JSON has it) and return once Kafka has it. Raises `StreambankError`."""
+    codec = codec_of(PAYMENTS_COMMANDS.name)
+    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, time.time_ns() // 1_000, None, parse_events(codec, [dict(command)]))
+    with SchemaRegistry(settings) as registry:
+        value = wrap(registry.schema_id(PAYMENTS_COMMANDS), codec.encode(frame))
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
+    failures: list[str] = []
+    producer.produce(
+        settings.kafka_topic(PAYMENTS_COMMANDS.name),
+        value=value,
+        key=str(shard).encode(),
+        partition=shard,
+        on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
+    )
+    if producer.flush(30) or failures:
+        raise StreambankError(f"Kafka did not take the command: {failures[0] if failures else 'no answer in 30 s'}")

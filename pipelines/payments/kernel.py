@@ -62,7 +62,7 @@ class PaymentsKernel:
             (changed.field("reason").symbols, Reason), (changed.field("asks").flags, Ask),
             (result.field("status").symbols, Status), (result.field("result").symbols, Result),
             (result.field("reason").symbols, Reason), (outcome.field("action").symbols, Action),
-            (result.field("command").symbols, [kind for kind in self._commands.event_types]),
+            (result.field("command").symbols, self._commands.event_types),
         ):  # fmt: skip
             if field != tuple(symbol.name for symbol in symbols):
                 raise StreambankError(f"payments: the schemas have the names {field}, which the kernel has not")

@@ -414,7 +414,8 @@ class Machine:
                 self._step(payment, Cause.captured_in_part, amount=payment.operation_amount)
             else:
                 self._release(payment)
-                self._step(payment, Cause.rest_refused, _REFUSALS.get(result, Reason.ledger_refused))
+                reason = _REFUSALS.get(result, Reason.ledger_refused)
+                self._step(payment, Cause.rest_refused, reason, amount=payment.operation_amount)
             return True
         return False
 
@@ -644,7 +645,7 @@ def _new_payment(command: Command) -> tuple[Payment, bool]:
         fields[field] = int(command[field])
     too_long = False
     for field, most in TEXT_BYTES.items():
-        text = (command[field] or "").rstrip("\0")
+        text = (command[field] or "").replace("\0", "")
         fields[field] = text.encode()[:most].decode(errors="ignore").encode()
         too_long = too_long or len(text.encode()) > most
     fields["manual_capture"] = int(command["capture"] == "manual")

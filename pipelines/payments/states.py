@@ -209,8 +209,8 @@ _ROWS: Final = (
     Row(_S.SCREENED, _C.reserved, _S.RESERVED, 0, "the ledger holds the amount"),
     Row(_S.SCREENED, _C.reserve_refused, _S.FAILED, 0, "the ledger refuses the hold"),
     Row(_S.SCREENED, _C.ledger_late, _S.SCREENED, _RESERVE, "the ledger does not answer: asked again, same ids"),
-    Row(_S.RESERVED, _C.capture_requested, _S.RESERVED, Ask.capture | Ask.reserve, "the client captures; a part that is "
-        "not final reserves the rest anew"),
+    Row(_S.RESERVED, _C.capture_requested, _S.RESERVED, Ask.capture | Ask.reserve, "the client captures; a part that "
+        "is not final reserves the rest anew"),
     Row(_S.RESERVED, _C.captured_in_part, _S.RESERVED, 0, "the ledger posted a part, and holds the rest"),
     Row(_S.RESERVED, _C.captured, _S.COMPLETED, 0, "the ledger posted the last part; what is left over is released"),
     Row(_S.RESERVED, _C.capture_refused, _S.RESERVED, 0, "the ledger refuses a capture that the client asked for"),

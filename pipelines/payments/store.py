@@ -172,8 +172,8 @@ class Store:
         slot = self.find(hashed_key("party", account_id))
         if slot < 0:
             return -1, None
-        row = self._parties[slot].item()
-        return slot, Party(*(list(map(int, value)) if isinstance(value, np.ndarray) else value for value in row))
+        row = [value.tolist() if isinstance(value, np.ndarray) else value for value in self._parties[slot].item()]
+        return slot, Party(*row)
 
     def party_or_new(self, account_id: int) -> tuple[int, Party]:
         slot, party = self.party(account_id)

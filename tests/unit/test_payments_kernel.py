@@ -106,8 +106,9 @@ def test_a_payment_is_reserved_captured_and_refunded(saga: Saga) -> None:
         saga.settle()
     assert saga.status(1) == "REFUNDED"
     saga.check()
-    assert results(saga, client("RefundPayment", 1, 6), client("VoidPayment", 1, 7), client("CancelPayment", 1, 8),
-                   {"type": "ReviewDecision", "payment_id": 1, "approved": True}) == [("not_possible", "REFUNDED")] * 4  # fmt: skip
+    late = [client(kind, 1, 6) for kind in ("RefundPayment", "VoidPayment", "CancelPayment")]
+    review = {"type": "ReviewDecision", "payment_id": 1, "approved": True}
+    assert results(saga, *late, review) == [("not_possible", "REFUNDED")] * 4
 
 
 def test_captures_in_parts_and_a_void(saga: Saga) -> None:
@@ -169,7 +170,8 @@ def test_cut_off_and_blocked_parties(saga: Saga) -> None:
     assert saga.command(create(1))[0]["reason"] == "after_cut_off"
     saga.command(rules(closes_at=second + 1, screening="stream"))
     block = {"type": "BlockedParty", "account_id": PAYEE, "blocked": True}
-    assert results(saga, create(2), block, create(3), decision(2, "APPROVE"), block | {"blocked": False}, create(4)) == [
+    unblock = block | {"blocked": False}
+    assert results(saga, create(2), block, create(3), decision(2, "APPROVE"), unblock, create(4)) == [
         ("done", "VALIDATED"), ("done", "NONE"), ("rejected", "BLOCKED"), ("done", "BLOCKED"), ("done", "NONE"),
         ("done", "VALIDATED"),
     ]  # fmt: skip

@@ -55,7 +55,9 @@ def payment_schemas() -> dict[str, Any]:
     schemas["Payment"] = {**payment, "title": "Payment", "description": "A payment and where it is."}
     schemas["NewPayments"] = {
         "type": "object", "required": ["payments"], "additionalProperties": False,
-        "properties": {"payments": {"type": "array", "minItems": 1, "maxItems": 100, "items": _reference("NewPayment")}},
+        "properties": {
+            "payments": {"type": "array", "minItems": 1, "maxItems": 100, "items": _reference("NewPayment")}
+        },
     }  # fmt: skip
     schemas["Payments"] = {
         "type": "object", "required": ["payments"],

@@ -175,7 +175,9 @@ def test_every_payment_ends_once_whatever_dies(
             accepted += [found for ids in pool.map(batch, range(100 + 10 * len(accepted), 104 + 10 * len(accepted)))
                          for found in ids]  # fmt: skip
             deployment.relays[name].start()
-        stack.get(Flink).kill_task_manager()
+        flink = stack.get(Flink)
+        flink.kill_task_manager()
+        flink.start_task_manager()
         accepted += [found for ids in pool.map(batch, range(10_000, 10_008)) for found in ids]
 
     environment = deployment.environment

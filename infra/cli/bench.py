@@ -33,6 +33,7 @@ class Part(StrEnum):
     MATCHING = "matching"
     FRAUD = "fraud"
     FRAUD_SCORING = "fraud_scoring"
+    PAYMENTS = "payments"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -46,6 +47,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.MATCHING: (),
     Part.FRAUD: (),
     Part.FRAUD_SCORING: ("kafka", "registry"),
+    Part.PAYMENTS: ("kafka", "registry", "flink", "postgres", "valkey"),
 }
 
 

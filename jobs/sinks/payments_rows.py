@@ -1,18 +1,26 @@
-"""Payments into Postgres: the current state, the timeline, and daily totals, in one transaction with the position.
+"""Payments into Postgres and Cassandra.
+
+Postgres has the current state, the timeline, and daily totals, in one transaction with the position.
 
 Totals are sums of what each event adds, so they count on every event being applied once: the position in the same
 transaction sees to that. A timeline row that is already there is an alarm, as in the ledger's sink.
+
+Cassandra has the payments of an account by UTC day, in rows that are replaced as a payment goes on. They are written
+with the frame's sequence as their write time, so that what is written again or late never replaces something newer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import psycopg
+from cassandra.marshal import int64_pack, varint_pack
 
 from jobs.sinks.base import Addition
+from jobs.sinks.cassandra import CassandraSink
 from jobs.sinks.postgres import PostgresSink
 from pipelines.catalogue import PAYMENTS_EVENTS, Topic
 from pipelines.codec import codec_of
@@ -20,7 +28,7 @@ from pipelines.event_json import render_events
 from pipelines.frames import Events
 from pipelines.payments.states import UNSETTLED_END, Status
 
-__all__ = ["PostgresPaymentsSink", "daily_totals"]
+__all__ = ["CassandraPaymentsSink", "PostgresPaymentsSink", "account_rows", "daily_totals"]
 
 _CODEC: Final = codec_of(PAYMENTS_EVENTS.name)
 _DAY_US: Final = 86_400_000_000
@@ -128,3 +136,53 @@ class PostgresPaymentsSink(PostgresSink):
 def _placed(events: Events, shard: int, sequence: int) -> Iterator[dict[str, Any]]:
     for event in render_events(_CODEC, events) if len(events) else ():
         yield event | {"shard": shard, "sequence": sequence, "changed_at": event["at"]}
+
+
+_BY_ACCOUNT: Final = (
+    "account_id", "ledger", "day", "requested_at", "payment_id", "role", "counterparty_account_id", "status", "reason",
+    "currency", "amount", "captured", "refunded", "reference", "version",
+)  # fmt: skip
+_INSERT: Final = (
+    f"INSERT INTO {{keyspace}}.payments_by_account_day ({', '.join(_BY_ACCOUNT)})"  # noqa: S608
+    f" VALUES ({', '.join('?' * len(_BY_ACCOUNT))}) USING TIMESTAMP ?"
+)
+
+
+def account_rows(events: Iterable[Mapping[str, Any]]) -> list[list[bytes]]:
+    """The rows of a batch of placed events as serialized values, in the order of the insert's columns: of each payment
+    the last state, once for its payer and once for its payee."""
+    newest = {(event["shard"], event["payment_id"]): event for event in events}
+    rows: list[list[bytes]] = []
+    for event in newest.values():
+        accounts = {role: varint_pack(int(event[f"{role}_account_id"])) for role in ("payer", "payee")}
+        requested_at = int(event["requested_at"])
+        for role, other in (("payer", "payee"), ("payee", "payer")):
+            rows.append(
+                [
+                    accounts[role], int64_pack(event["ledger"]), int64_pack(requested_at // _DAY_US),
+                    int64_pack(requested_at), varint_pack(int(event["payment_id"])), role.encode(), accounts[other],
+                    event["status"].encode(), event["reason"].encode(), event["currency"].encode(),
+                    *(int64_pack(event[name]) for name in ("amount", "captured", "refunded")),
+                    event["reference"].encode(), int64_pack(event["version"]), int64_pack(event["sequence"]),
+                ]
+            )  # fmt: skip
+    return rows
+
+
+class CassandraPaymentsSink(CassandraSink):
+    """See the module."""
+
+    name: ClassVar[str] = "cassandra-payments"
+    topic: ClassVar[Topic] = PAYMENTS_EVENTS
+    web_port_offset: ClassVar[int] = 34
+    insert: ClassVar[str] = _INSERT
+
+    def _values(self, additions: Sequence[Addition]) -> list[list[bytes]]:
+        return account_rows(
+            event
+            for addition in additions
+            for event in _placed(addition.events, addition.after.partition, addition.after.sequence)
+        )
+
+    async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
+        await asyncio.to_thread(self._write, account_rows(_placed(events, shard, sequence)), [])

@@ -161,7 +161,7 @@ def test_every_payment_ends_once_whatever_dies(
         body = {"payments": [payment(1 + index, ledger, reference=f"{number}-{index}") for index in range(10)]}
         found: list[int] = []
         for _ in range(1 + number % 3 // 2):  # some are sent twice
-            answer = post(client, "/v1/payments/batch", f"batch {number}", body, wait=0)
+            answer = post(client, "/v1/payments/batch", f"batch-{number}", body, wait=0)
             assert answer.status_code == 202, answer.text
             ids = [int(made["payment_id"]) for made in answer.json()["payments"]]
             assert found in ([], ids)

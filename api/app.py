@@ -165,9 +165,8 @@ class Worker:
         )
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
-        self.document = msgspec.json.encode(add_trading(openapi_document(self.commands, self.results_codec)))
         self.payments = PaymentsGateway(settings, config, self.events_limit)
-        self.document = msgspec.json.encode(openapi_document(self.commands, self.results_codec))
+        self.document = msgspec.json.encode(add_trading(openapi_document(self.commands, self.results_codec)))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
 
@@ -198,10 +197,7 @@ class Worker:
                 await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
         for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
             await asyncio.to_thread(part.close)
-                await self.batcher.drain()
         await self.payments.close()
-        await asyncio.to_thread(self.sender.close)
-        await asyncio.to_thread(self.results.close)
         await self.queries.close()
         await self.cases.close()
         await self.trading.books.close()

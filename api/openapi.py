@@ -36,8 +36,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
     schemas: dict[str, Any] = {
         kind.name: _without_required_type(json_schema(kind)) for kind in commands.event_types
     } | {kind.name: _as_answer(json_schema(kind)) for kind in results.event_types}
-    schemas |= _schemas(commands, results) | case_schemas()
-    schemas |= _schemas(commands, results) | payment_schemas()
+    schemas |= _schemas(commands, results) | case_schemas() | payment_schemas()
     return {
         "openapi": "3.1.0",
         "info": {

@@ -62,6 +62,7 @@ class PaymentWatch(ResultReader):
             if not watchers:
                 del self._watched[payment_id]
 
+    @property
     def _wanted(self) -> bool:
         return bool(self._watched)
 

@@ -115,7 +115,6 @@ class ResultReader:
             while not self._stopping.is_set():
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None and self._wanted:
-                if message is not None and message.error() is None and self._wanted():
                     self._take(message)
         finally:
             consumer.close()
@@ -137,10 +136,6 @@ class ResultReader:
             return False
         self._positioned.set()
         return True
-
-    def _wanted(self) -> bool:
-        """Whether anybody waits; called by the reading thread."""
-        return bool(self._waiting)
 
     def _take(self, message: Any) -> None:
         try:

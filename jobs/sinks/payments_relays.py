@@ -14,6 +14,7 @@ import numpy as np
 
 from jobs.sinks.relay import Commands, KafkaRelay
 from pipelines.catalogue import (
+    FRAUD_DECISIONS,
     FRAUD_TRANSACTIONS,
     LEDGER_COMMANDS,
     LEDGER_RESULTS,
@@ -28,7 +29,15 @@ from pipelines.frames import Events
 from pipelines.payments.records import TRANSFER_PREFIX, transfer_id, transfer_of
 from pipelines.payments.states import Action
 
-__all__ = ["PAYMENT_CODE", "REFUND_CODE", "LedgerToPayments", "PaymentsToFraud", "PaymentsToLedger", "transfers"]
+__all__ = [
+    "PAYMENT_CODE",
+    "REFUND_CODE",
+    "FraudToPayments",
+    "LedgerToPayments",
+    "PaymentsToFraud",
+    "PaymentsToLedger",
+    "transfers",
+]
 
 PAYMENT_CODE: Final = 1
 """`code` of the transfers of payments,"""
@@ -40,6 +49,7 @@ _FRAUD_KEY: Final = 2**63 - 1
 _EVENTS: Final = codec_of(PAYMENTS_EVENTS.name)
 _ASKS: Final = _EVENTS.event_type("PaymentChanged").field("asks").word
 _RESULTS: Final = codec_of(LEDGER_RESULTS.name)
+_DECISIONS: Final = codec_of(FRAUD_DECISIONS.name)
 _TRANSFER_RESULT: Final = _RESULTS.event_type("TransferResult")
 _ID: Final = _TRANSFER_RESULT.field("id").word
 
@@ -124,6 +134,28 @@ class LedgerToPayments(KafkaRelay):
                 "number": transfer.number, "result": result["result"], "timestamp": result["timestamp"],
             }  # fmt: skip
             yield Commands(PAYMENTS_COMMANDS, shard, [outcome])
+
+
+class FraudToPayments(KafkaRelay):
+    """What screening decided. A review for want of a score counts as UNKNOWN: a later decision may still end it. A
+    transaction that is no payment's is answered by `payment_not_found`, and changes nothing."""
+
+    name: ClassVar[str] = "fraud-to-payments"
+    topic: ClassVar[Topic] = FRAUD_DECISIONS
+    web_port_offset: ClassVar[int] = 35
+    targets: ClassVar[tuple[Topic, ...]] = (PAYMENTS_COMMANDS,)
+
+    def translate(self, shard: int, events: Events) -> Iterable[Commands]:
+        for event in render_events(_DECISIONS, events) if len(events) else ():
+            what = event["decision"].upper()
+            unknown = event["unknown_reason"]
+            command = {
+                "type": "FraudDecision", "payment_id": event["transaction_id"],
+                "decision": "UNKNOWN" if what == "REVIEW" and unknown != "none" else what,
+                "score": (event["score"] or 0) / 1_000_000,
+                "reason": event["reason_codes"] if unknown == "none" else f"{unknown} {event['reason_codes']}",
+            }  # fmt: skip
+            yield Commands(PAYMENTS_COMMANDS, shard, [command])
 
 
 class PaymentsToFraud(KafkaRelay):

@@ -128,7 +128,7 @@ def _waits(event: dict[str, Any]) -> bool:
     if event["asks"]:
         return True
     # an automatic payment asks for its capture together with the hold
-    return event["cause"] == "reserved" and event["capture"] == "automatic"
+    return bool(event["cause"] == "reserved" and event["capture"] == "automatic")
 
 
 def _ledger(settings: Settings) -> dict[Key, _Money]:

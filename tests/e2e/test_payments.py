@@ -184,7 +184,7 @@ def test_every_payment_ends_once_whatever_dies(
 
     def settled() -> bool:
         report = reconcile(environment)
-        return report.waiting == 0 and report.payments >= len(accepted) + 4
+        return report.waiting == 0 and report.payments >= len(accepted) + 3
 
     wait_until(settled, 240, "every payment has its final status")
     report = reconcile(environment)

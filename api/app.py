@@ -46,6 +46,7 @@ from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metrics import count, exposition, observe
 from api.openapi import openapi_document
 from api.openapi_trading import add_trading
+from api.payments import PaymentsGateway, add_payment_routes
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
 from api.producer import KafkaSender
 from api.queries import Cursor, Queries
@@ -164,6 +165,7 @@ class Worker:
         )
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
+        self.payments = PaymentsGateway(settings, config, self.events_limit)
         self.document = msgspec.json.encode(add_trading(openapi_document(self.commands, self.results_codec)))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
@@ -184,6 +186,7 @@ class Worker:
         )
         await self.queries.open()
         await self.cases.open()
+        await self.payments.open(START_PATIENCE_SECONDS)
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -194,6 +197,7 @@ class Worker:
                 await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
         for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
             await asyncio.to_thread(part.close)
+        await self.payments.close()
         await self.queries.close()
         await self.cases.close()
         await self.trading.books.close()
@@ -282,6 +286,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/transfers/{id}", _transfer)
     for method, path, action in CASE_ROUTES:
         app.router.add_route(method, path, partial(_case, action))
+    add_payment_routes(app, lambda request: (request.app[WORKER].payments, request.app[WORKER].authenticator))
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)

@@ -31,6 +31,8 @@ SCOPES: Final[dict[str, str]] = {
     "orders:write": "Enter, amend and cancel orders.",
     "orders:read": "Read orders, books and market data.",
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
+    "payments.write": "Ask for payments, capture, void, refund and cancel them.",
+    "payments.read": "Read payments and their timelines.",
 }
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""

@@ -58,6 +58,10 @@ class ApiSettings(BaseSettings):
     valkey_seconds: float = Field(0.25, gt=0, description="Time-out of a call to Valkey.")
     store_seconds: float = Field(2, gt=0, description="Time-out of a query to Postgres or Cassandra.")
 
+    payments_in_flight: int = Field(
+        64, ge=1, description="Requests of a worker that use Postgres for payments at once."
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ApiSettings:
         if self.jwks_url and not self.issuer:

@@ -210,6 +210,42 @@ FRAUD_ALERTS: Final = Topic(
     doc="Alerts, one per card and day, idempotent by id.",
 )
 
+PAYMENTS_SHARDS: Final = LEDGER_SHARDS
+"""A payment lies in its payer's account's shard, which is ``ledger % 4``."""
+
+PAYMENTS_COMMANDS: Final = Topic(
+    "payments.commands",
+    partitions=PAYMENTS_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="api",
+    writers="many producers",
+    doc="Commands to payments: of clients, of screening and ledger, of operators, and the time.",
+)
+PAYMENTS_RESULTS: Final = Topic(
+    "payments.results",
+    partitions=PAYMENTS_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="payments",
+    writers="one job",
+    doc="One result per command, in the order of the command frame.",
+)
+PAYMENTS_EVENTS: Final = Topic(
+    "payments.events",
+    partitions=PAYMENTS_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="payments",
+    writers="one job",
+    doc="Every transition of every payment with its cause; what relays, sinks and notifications follow.",
+)
+PAYMENTS_DEAD_LETTERS: Final = Topic(
+    "payments.dead-letters",
+    partitions=PAYMENTS_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="payments",
+    writers="many producers",
+    doc="Records and events that the payments job, its relays or its sinks set aside.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
@@ -230,6 +266,10 @@ TOPICS: Final[dict[str, Topic]] = {
         FRAUD_RESCORES,
         FRAUD_RULES,
         FRAUD_ALERTS,
+        PAYMENTS_COMMANDS,
+        PAYMENTS_RESULTS,
+        PAYMENTS_EVENTS,
+        PAYMENTS_DEAD_LETTERS,
     )
 }
 
@@ -297,5 +337,16 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=FRAUD_SHARDS,
         max_frame_events=2_000,
         doc="Features of card transactions by exact windows over cards and terminals, with labels that come late.",
+    ),
+    "payments": Pipeline(
+        "payments",
+        kernel="pipelines.payments.kernel:PaymentsKernel",
+        inputs=(PAYMENTS_COMMANDS,),
+        outputs=(PAYMENTS_RESULTS, PAYMENTS_EVENTS),
+        replies=PAYMENTS_RESULTS,
+        dead_letters=PAYMENTS_DEAD_LETTERS,
+        shards=PAYMENTS_SHARDS,
+        max_frame_events=200,
+        doc="Payments: validation, limits, duplicates, and the saga over screening and ledger.",
     ),
 }

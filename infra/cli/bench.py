@@ -34,6 +34,7 @@ class Part(StrEnum):
     FRAUD = "fraud"
     FRAUD_SCORING = "fraud_scoring"
     TRADING = "trading"
+    PAYMENTS = "payments"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -48,6 +49,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.FRAUD: (),
     Part.FRAUD_SCORING: ("kafka", "registry"),
     Part.TRADING: ("kafka", "registry", "valkey", "flink"),
+    Part.PAYMENTS: ("kafka", "registry", "flink", "postgres", "valkey"),
 }
 
 

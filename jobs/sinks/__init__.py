@@ -41,6 +41,12 @@ SINKS: Final[dict[str, str]] = {
     "valkey-orders": "jobs.sinks.valkey:ValkeyOrdersSink",
     "cassandra-bars": "jobs.sinks.minute_bars:MinuteBarsSink",
     "settlement": "jobs.sinks.settlement:SettlementRelay",
+    "payments-to-ledger": "jobs.sinks.payments_relays:PaymentsToLedger",
+    "ledger-to-payments": "jobs.sinks.payments_relays:LedgerToPayments",
+    "payments-to-fraud": "jobs.sinks.payments_relays:PaymentsToFraud",
+    "fraud-to-payments": "jobs.sinks.payments_relays:FraudToPayments",
+    "postgres-payments": "jobs.sinks.payments_rows:PostgresPaymentsSink",
+    "cassandra-payments": "jobs.sinks.payments_rows:CassandraPaymentsSink",
 }
 """What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
 command of their own."""

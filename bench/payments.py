@@ -1,0 +1,301 @@
+"""Payments from request to final status, open loop, with everything that stands between: and where the time goes.
+
+The API, both jobs, both relays and the sink run as in production on the real servers. Requests are due at fixed times
+and ask for the final status (`Prefer: wait`); a latency counts from when its request was due. Then the topics tell what
+each hop took, by the times at which Kafka got the records of a payment, and reconciliation must find no difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import aiohttp
+import psycopg
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from api.auth import issue_token
+from api.clients import ClientStore
+from api.keys import KeyStore
+from bench.report import Measurement
+from infra import registry, topics
+from infra.flink_jobs import Submission, job_file, submit
+from infra.flink_rest import FlinkRest
+from infra.migrations.postgres_migrations import migrate_postgres
+from infra.settings import Settings
+from infra.stores import postgres_conninfo
+from jobs.payments_reconcile import reconcile
+from pipelines.catalogue import (
+    LEDGER_COMMANDS,
+    LEDGER_RESULTS,
+    PAYMENTS_COMMANDS,
+    PAYMENTS_EVENTS,
+    TOPICS,
+    Topic,
+)
+from pipelines.codec import codec_of
+from pipelines.event_json import render_events
+from pipelines.payments.records import transfer_of
+from pipelines.payments.states import SETTLED
+from pipelines.wire import unwrap
+
+__all__ = ["measure"]
+
+RATE: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_RATE", "300"))
+SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_SECONDS", "30"))
+WARM_UP_SECONDS: Final = 10.0
+WARM_UP_RATE: Final = 50.0
+WAIT_SECONDS: Final = 20
+GOALS: Final = {"p50": 120.0, "p99": 300.0}
+LEDGERS: Final = (700, 701, 702, 703)
+PAYERS: Final = 50
+START_SECONDS: Final = 180.0
+_FINAL: Final = frozenset(status.name for status in SETTLED)
+HOPS: Final = ("payments job", "payments-to-ledger", "ledger job", "ledger-to-payments", "payments job, answer")
+
+
+def measure(settings: Settings) -> list[Measurement]:
+    """Needs Kafka, registry, Flink, Postgres and Valkey of ``settings`` running; the rest is started here."""
+    with _system(settings) as (environment, token):
+        asyncio.run(_prepare(environment, token))
+        asyncio.run(_load(environment, token, WARM_UP_RATE, WARM_UP_SECONDS))
+        latencies, errors = asyncio.run(_load(environment, token, RATE, SECONDS))
+        _wait(lambda: reconcile(environment).waiting == 0, "every payment has its final status")
+        report = reconcile(environment)
+        hops = _hops(environment, int(RATE * SECONDS))
+    if not report.clean or report.held:
+        raise AssertionError(f"payments and ledger differ: {report.as_json()}")
+    if not latencies:
+        raise AssertionError(f"no payment was answered in time: {errors}")
+    check = f"reconciled {report.payments:,} payments with the ledger; {sum(errors.values())} errors {errors or ''}"
+    detail = {"rate": RATE, "seconds": SECONDS, "errors": errors, "hops_ms": hops}
+    ordered = sorted(latencies)
+    return [
+        Measurement(
+            f"payment at {RATE:g}/s, request to final status, {name}", ordered[int(len(ordered) * share)] * 1000, "ms",
+            goal=f"<= {GOALS[name]:g}", met=ordered[int(len(ordered) * share)] * 1000 <= GOALS[name],
+            check=check, detail=detail,
+        )
+        for name, share in (("p50", 0.5), ("p99", 0.99))
+    ] + [
+        Measurement(f"of which {name}, median", milliseconds, "ms", check="times of the records in Kafka")
+        for name, milliseconds in hops.items()
+    ]  # fmt: skip
+
+
+@contextmanager
+def _system(settings: Settings) -> Iterator[tuple[Settings, str]]:
+    """Everything of its own: topics, database, jobs, relays, API. Yields its settings and a token."""
+    unique = f"bench_{uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory() as name, ExitStack() as ending:
+        directory = Path(name)
+        ports = _free_ports(settings.host, 5)
+        environment = settings.model_copy(
+            update={
+                "topic_prefix": f"{unique}.", "postgres_database": unique, "api_port": ports[0],
+                "faust_web_port": ports[4],
+            }
+        )  # fmt: skip
+        ending.callback(_drop, environment)
+        topics.apply(environment)
+        for topic in TOPICS.values():
+            registry.register(topic, environment)
+        migrate_postgres(environment)
+        for pipeline in ("ledger", "payments"):
+            submit(
+                Submission(
+                    job_file(pipeline), environment.kafka_topic(pipeline), 1,
+                    flink_options={"execution.checkpointing.interval": "1 s"},
+                ),
+                environment,
+            )  # fmt: skip
+            ending.callback(_cancel, environment, environment.kafka_topic(pipeline))
+        commands = [["api", "--workers", "1"], ["payments", "clock"]]
+        commands += [
+            ["sink", sink, "--web-port", str(port)]
+            for sink, port in zip(("payments-to-ledger", "ledger-to-payments", "postgres-payments"), ports[1:4],
+                                  strict=True)
+        ]  # fmt: skip
+        variables = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+        variables |= {"STREAMBANK_API_EVENTS_PER_MINUTE": "1000000000"}
+        for command in commands:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from infra.cli import main; main()", *command],
+                env={**os.environ, **variables}, stdout=(directory / f"{command[-1]}.log").open("wb"),
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            ending.callback(_end, process)
+        store = ClientStore(environment.secrets_dir / "clients.json")
+        client, _ = store.add("bench", ["ledger:write", "payments.write"])
+        ending.callback(store.revoke, client.client_id)
+        token = issue_token(
+            KeyStore(environment.secrets_dir / "keys", 3600), client, client.scopes, issuer=environment.api_url,
+            audience="streambank", seconds=3600,
+        )  # fmt: skip
+        yield environment, token
+
+
+def _free_ports(host: str, count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for found in sockets:
+            found.bind((host, 0))
+        return [found.getsockname()[1] for found in sockets]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+def _cancel(environment: Settings, name: str) -> None:
+    with FlinkRest(environment) as flink:
+        for job in flink.jobs():
+            if job.name == name and not job.is_terminal:
+                flink.cancel(job)
+
+
+def _drop(environment: Settings) -> None:
+    admin = AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
+    for deleted in admin.delete_topics([environment.kafka_topic(name) for name in TOPICS]).values():
+        deleted.exception()
+    with psycopg.connect(postgres_conninfo(environment, database="postgres"), autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{environment.postgres_database}" WITH (FORCE)')
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not in {START_SECONDS:g} s: {what}")
+        time.sleep(1)
+
+
+def _session(token: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {token}"}, connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS + 15),
+    )  # fmt: skip
+
+
+async def _prepare(environment: Settings, token: str) -> None:
+    """Accounts with money, once API and ledger answer."""
+    accounts = [
+        {"type": "CreateAccount", "id": account, "ledger": ledger, "code": 1}
+        for ledger in LEDGERS for account in range(1, 2 * PAYERS + 1)
+    ]  # fmt: skip
+    deadline = time.monotonic() + START_SECONDS
+    async with _session(token) as http:
+        while True:
+            try:
+                answer = await http.post(
+                    f"{environment.api_url}/v1/ledger/events", json=accounts,
+                    headers={"Idempotency-Key": uuid4().hex, "Prefer": f"wait={WAIT_SECONDS}"},
+                )  # fmt: skip
+                if answer.status in (200, 201):
+                    return
+            except aiohttp.ClientError:
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError(f"API and ledger do not answer in {START_SECONDS:g} s")
+            await asyncio.sleep(0.5)
+
+
+async def _load(environment: Settings, token: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
+    """Seconds from when each request was due to its final status, and what else was answered."""
+    latencies: list[float] = []
+    errors: dict[str, int] = {}
+    run = uuid4().hex[:12]
+    async with _session(token) as http:
+
+        async def one(number: int, due: float) -> None:
+            body = {
+                "payer_account_id": 1 + number % PAYERS, "payee_account_id": PAYERS + 1 + number % PAYERS,
+                "ledger": LEDGERS[number % len(LEDGERS)], "currency": "EUR", "amount": 1 + number % 1000,
+                "reference": f"{run}-{number}",
+            }  # fmt: skip
+            headers = {"Idempotency-Key": f"{run}-{number}", "Prefer": f"wait={WAIT_SECONDS}"}
+            try:
+                async with http.post(f"{environment.api_url}/v1/payments", json=body, headers=headers) as answer:
+                    found = await answer.json(content_type=None)
+                    what = found.get("status") if answer.status == 201 else f"HTTP {answer.status}"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                what = type(error).__name__
+            if what == "COMPLETED":
+                latencies.append(time.monotonic() - due)
+            else:
+                errors[str(what)] = errors.get(str(what), 0) + 1
+
+        start = time.monotonic()
+        tasks = []
+        for number in range(int(rate * seconds)):
+            due = start + number / rate
+            if (wait := due - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.create_task(one(number, due)))
+        await asyncio.gather(*tasks)
+    return latencies, errors
+
+
+def _hops(environment: Settings, last: int) -> dict[str, float]:
+    """Median milliseconds of each hop over the ``last`` payments, by Kafka's times of their records."""
+    marks: dict[tuple[int, int], dict[int, int]] = {}
+    order: list[tuple[int, int]] = []
+
+    def note(shard: int, payment_id: int, place: int, at: int) -> None:
+        key = (shard, payment_id)
+        if key not in marks:
+            marks[key] = {}
+            order.append(key)
+        marks[key].setdefault(place, at)
+
+    for shard, at, event in _records(environment, PAYMENTS_COMMANDS):
+        if event["type"] in ("CreatePayment", "LedgerOutcome"):
+            note(shard, int(event["payment_id"]), 0 if event["type"] == "CreatePayment" else 4, at)
+    for shard, at, event in _records(environment, PAYMENTS_EVENTS):
+        if "reserve" in event["asks"]:
+            note(shard, int(event["payment_id"]), 1, at)
+        elif event["status"] in _FINAL:
+            note(shard, int(event["payment_id"]), 5, at)
+    for place, topic in ((2, LEDGER_COMMANDS), (3, LEDGER_RESULTS)):
+        for shard, at, event in _records(environment, topic):
+            transfer = transfer_of(int(event["id"]))
+            if transfer is not None:
+                note(shard, transfer.payment_id, place, at)
+    whole = [found for key in order if len(found := marks[key]) == len(HOPS) + 1][-last:]
+    return {name: statistics.median(found[hop + 1] - found[hop] for found in whole) for hop, name in enumerate(HOPS)}
+
+
+def _records(environment: Settings, topic: Topic) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(shard, time in milliseconds, event) of all records of a topic."""
+    codec, name = codec_of(topic.name), environment.kafka_topic(topic.name)
+    consumer: Any = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
+    try:
+        ends = [consumer.get_watermark_offsets(TopicPartition(name, p), timeout=30)[1] for p in range(topic.partitions)]
+        consumer.assign([TopicPartition(name, partition, 0) for partition in range(topic.partitions)])
+        for _ in range(sum(ends)):
+            message = consumer.poll(30)
+            if message is None or message.error() is not None:
+                raise RuntimeError(f"the records of {topic.name} do not come: {message and message.error()}")
+            frame = codec.decode(unwrap(message.value())[1])
+            for event in render_events(codec, frame.events):
+                yield frame.shard, message.timestamp()[1], event
+    finally:
+        consumer.close()

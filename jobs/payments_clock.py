@@ -1,0 +1,93 @@
+"""The clock of payments: sends the time to every shard, since kernels have none.
+
+A Tick only moves a shard's clock forward, so any number of clocks may run, and one that was away is not missed but for
+the time-outs that come later. Frames of other producers carry the time too; ticks are for when there are none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import KafkaException, Producer
+
+from infra.registry import SchemaRegistry
+from infra.settings import Settings
+from pipelines.catalogue import PAYMENTS_COMMANDS
+from pipelines.codec import codec_of
+from pipelines.errors import StreambankError
+from pipelines.event_json import parse_events
+from pipelines.frames import Frame
+from pipelines.wire import wrap
+
+__all__ = ["run_clock", "send_command", "tick_frame"]
+
+RETRY_SECONDS: Final = 1.0
+log = structlog.get_logger("streambank.payments_clock")
+
+
+def tick_frame(shard: int, at: int) -> Frame:
+    """The frame that says it is ``at`` (UTC microseconds)."""
+    codec = codec_of(PAYMENTS_COMMANDS.name)
+    return Frame(PAYMENTS_COMMANDS.name, shard, 0, at, None, parse_events(codec, [{"type": "Tick", "at": at}]))
+
+
+def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int:
+    """Send the time every ``interval`` seconds until ``stop``; returns how often. Kafka or registry away: goes on when
+    they are back."""
+    codec = codec_of(PAYMENTS_COMMANDS.name)
+    producer: Any = Producer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "client.id": "streambank-payments-clock",
+            "acks": "all",
+            "linger.ms": 0,
+            "delivery.timeout.ms": 5_000,  # an old time is worth nothing
+            "log_level": 0,
+        }
+    )
+    schema_id: int | None = None
+    ticks = 0
+    while not stop.is_set():
+        try:
+            if schema_id is None:
+                with SchemaRegistry(settings) as registry:
+                    schema_id = registry.schema_id(PAYMENTS_COMMANDS)
+            now = time.time_ns() // 1_000
+            for shard in range(PAYMENTS_COMMANDS.partitions):
+                producer.produce(
+                    settings.kafka_topic(PAYMENTS_COMMANDS.name),
+                    value=wrap(schema_id, codec.encode(tick_frame(shard, now))),
+                    key=str(shard).encode(),
+                    partition=shard,
+                )
+            producer.poll(0)
+            ticks += 1
+        except (StreambankError, KafkaException, BufferError) as error:
+            log.warning("no_tick", error=str(error))
+            stop.wait(RETRY_SECONDS)
+        stop.wait(interval)
+    producer.flush(5)
+    return ticks
+
+
+def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> None:
+    """Send one operator's command (as JSON has it) and return once Kafka has it. Raises `StreambankError`."""
+    codec = codec_of(PAYMENTS_COMMANDS.name)
+    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, time.time_ns() // 1_000, None, parse_events(codec, [dict(command)]))
+    with SchemaRegistry(settings) as registry:
+        value = wrap(registry.schema_id(PAYMENTS_COMMANDS), codec.encode(frame))
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
+    failures: list[str] = []
+    producer.produce(
+        settings.kafka_topic(PAYMENTS_COMMANDS.name),
+        value=value,
+        key=str(shard).encode(),
+        partition=shard,
+        on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
+    )
+    if producer.flush(30) or failures:
+        raise StreambankError(f"Kafka did not take the command: {failures[0] if failures else 'no answer in 30 s'}")

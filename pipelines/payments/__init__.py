@@ -1,0 +1,1 @@
+"""Payments: validated, screened, reserved, captured and refunded; see docs/reference/payments.md."""

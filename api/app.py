@@ -33,6 +33,8 @@ from api.auth import (
     issue_token,
 )
 from api.batching import Batcher
+from api.card_vault import CardVault
+from api.cards import CardRoutes
 from api.clients import ClientStore
 from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
@@ -130,6 +132,8 @@ class Worker:
         )  # fmt: skip
         self.events_limit: RateLimiter = limiter(policy="events", limit=config.events_per_minute)
         self.tokens_limit: RateLimiter = limiter(policy="tokens", limit=config.token_attempts_per_minute)
+        self.cards_limit: RateLimiter = limiter(policy="cards", limit=config.cards_per_minute)
+        self.vault = CardVault(settings, timeout=config.store_seconds)
         self.idempotency = IdempotencyStore(
             settings.valkey_url,
             keep_seconds=config.idempotency_hours * 3600,
@@ -184,6 +188,7 @@ class Worker:
         )
         await self.queries.open()
         await self.cases.open()
+        await self.vault.open()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -196,11 +201,13 @@ class Worker:
             await asyncio.to_thread(part.close)
         await self.queries.close()
         await self.cases.close()
+        await self.vault.close()
         await self.trading.books.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
         await self.orders_limit.close()
+        await self.cards_limit.close()
         if self.jwks is not None:
             await self.jwks.close()
 
@@ -282,6 +289,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/transfers/{id}", _transfer)
     for method, path, action in CASE_ROUTES:
         app.router.add_route(method, path, partial(_case, action))
+    CardRoutes(WORKER).add(app)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from api.bodies import MEDIA_TYPES
+from api.cards import CARD_PROBLEMS, card_paths, card_schemas
 from api.clients import SCOPES
 from api.fraud_cases import case_paths, case_schemas
 from api.problems import JSON_PROBLEM, PROBLEMS
@@ -35,7 +36,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
     schemas: dict[str, Any] = {
         kind.name: _without_required_type(json_schema(kind)) for kind in commands.event_types
     } | {kind.name: _as_answer(json_schema(kind)) for kind in results.event_types}
-    schemas |= _schemas(commands, results) | case_schemas()
+    schemas |= _schemas(commands, results) | case_schemas() | card_schemas()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -55,6 +56,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             {"name": "Writes", "description": "Events into the ledger."},
             {"name": "Queries", "description": "Balances, statements and transfers."},
             {"name": "Fraud cases", "description": "Cards that somebody must look at."},
+            {"name": "Cards", "description": "Card numbers for tokens, and back for the few who may."},
             {"name": "Access", "description": "Tokens and keys."},
             {"name": "Operation", "description": "Health, metrics and this document."},
         ],
@@ -74,6 +76,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             "/v1/accounts/{id}/balance": {"get": _balance()},
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             **case_paths(_problems),
+            **card_paths(_problems(CARD_PROBLEMS)),
             "/oauth/token": {"post": _token()},
             "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
             "/health/live": {"get": _open("Operation", "isLive", "Whether the process answers", "application/json")},

@@ -14,6 +14,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from pipelines.card_numbers import masked
+
 __all__ = ["PROBLEMS", "Problem", "ProblemType", "problem_response"]
 
 JSON_PROBLEM: Final = "application/problem+json"
@@ -55,6 +57,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
                     "Send application/json, application/x-ndjson or application/avro, without a content encoding."),
         ProblemType("invalid-event", 422, "An event does not fit its schema",
                     "Change the fields listed under `errors`; nothing of this body was accepted."),
+        ProblemType("invalid-fields", 422, "Fields of the body are wrong", "Change the fields listed under `errors`."),
         ProblemType("idempotency-key-reused", 422, "The Idempotency-Key belongs to another body",
                     "Use a new key for a new request."),
         ProblemType("chain-too-long", 422, "A linked chain does not fit in one frame", "Send shorter chains."),
@@ -116,7 +119,7 @@ def problem_response(problem: Problem, request_id: str = "") -> web.Response:
         document["instance"] = f"urn:trace:{request_id}"
     return web.Response(
         status=problem.status,
-        body=msgspec.json.encode(document),
+        body=msgspec.json.encode(masked(document)),
         content_type=JSON_PROBLEM,
         headers=problem.headers,
     )

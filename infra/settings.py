@@ -59,6 +59,12 @@ class Settings(BaseSettings):
         "optimistic", description="How writers that share accounts in Postgres keep out of each other's way."
     )
 
+    card_master_keys: str = Field(
+        "",
+        description="package.module:factory of the key service that wraps the card vault's keys; empty: a file in the "
+        "secrets directory.",
+    )
+
     @property
     def kafka_bootstrap(self) -> str:
         return f"{self.host}:{self.kafka_port}"

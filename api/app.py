@@ -46,6 +46,7 @@ from api.keys import KeyStore
 from api.logs import log
 from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metrics import count, exposition, observe
+from api.notifications import NotificationRoutes, Notifications
 from api.openapi import openapi_document
 from api.openapi_trading import add_trading
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
@@ -134,6 +135,7 @@ class Worker:
         self.tokens_limit: RateLimiter = limiter(policy="tokens", limit=config.token_attempts_per_minute)
         self.cards_limit: RateLimiter = limiter(policy="cards", limit=config.cards_per_minute)
         self.vault = CardVault(settings, timeout=config.store_seconds)
+        self.notifications = Notifications(settings, config.store_seconds)
         self.idempotency = IdempotencyStore(
             settings.valkey_url,
             keep_seconds=config.idempotency_hours * 3600,
@@ -189,6 +191,7 @@ class Worker:
         await self.queries.open()
         await self.cases.open()
         await self.vault.open()
+        await self.notifications.open()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -203,6 +206,7 @@ class Worker:
         await self.cases.close()
         await self.vault.close()
         await self.trading.books.close()
+        await self.notifications.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
@@ -290,6 +294,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     for method, path, action in CASE_ROUTES:
         app.router.add_route(method, path, partial(_case, action))
     CardRoutes(WORKER).add(app)
+    NotificationRoutes(WORKER).add(app)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)

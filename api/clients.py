@@ -31,6 +31,8 @@ SCOPES: Final[dict[str, str]] = {
     "orders:write": "Enter, amend and cancel orders.",
     "orders:read": "Read orders, books and market data.",
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
+    "notifications:read": "See what customers are told, and follow it.",
+    "notifications:write": "Set customers' endpoints and preferences.",
     "cards.tokenise": "Exchange card numbers for tokens.",
     "cards.read": "See brand, expiry and last four digits of a token's card.",
     "cards.detokenise": "See full card numbers.",

@@ -65,6 +65,12 @@ class Settings(BaseSettings):
         "secrets directory.",
     )
 
+    webhook_allowed_networks: str = Field(
+        "",
+        description="Networks that webhooks may reach although they are not public, with commas between: 10.1.0.0/16.",
+    )
+    webhook_allow_http: bool = Field(False, description="Whether webhooks may be sent without TLS.")
+
     @property
     def kafka_bootstrap(self) -> str:
         return f"{self.host}:{self.kafka_port}"

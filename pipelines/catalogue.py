@@ -210,6 +210,33 @@ FRAUD_ALERTS: Final = Topic(
     doc="Alerts, one per card and day, idempotent by id.",
 )
 
+NOTIFICATION_SHARDS: Final = 4
+
+NOTIFICATION_REQUESTS: Final = Topic(
+    "notifications.requests",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="relays",
+    writers="many producers",
+    doc="What customers are to be told.",
+)
+NOTIFICATION_DELIVERIES: Final = Topic(
+    "notifications.deliveries",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="notifier",
+    writers="many producers",
+    doc="What became of notifications, per channel and endpoint.",
+)
+NOTIFICATION_DEAD_LETTERS: Final = Topic(
+    "notifications.dead-letters",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="notifier",
+    writers="many producers",
+    doc="Records and events that the notifier could not read.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
@@ -230,6 +257,9 @@ TOPICS: Final[dict[str, Topic]] = {
         FRAUD_RESCORES,
         FRAUD_RULES,
         FRAUD_ALERTS,
+        NOTIFICATION_REQUESTS,
+        NOTIFICATION_DELIVERIES,
+        NOTIFICATION_DEAD_LETTERS,
     )
 }
 
@@ -297,5 +327,27 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=FRAUD_SHARDS,
         max_frame_events=2_000,
         doc="Features of card transactions by exact windows over cards and terminals, with labels that come late.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process between topics that is neither a kernel's job nor a sink."""
+
+    name: str
+    inputs: tuple[Topic, ...]
+    outputs: tuple[Topic, ...]
+    dead_letters: Topic
+    doc: str
+
+
+SERVICES: Final[dict[str, Service]] = {
+    "notifier": Service(
+        "notifier",
+        inputs=(NOTIFICATION_REQUESTS,),
+        outputs=(NOTIFICATION_DELIVERIES,),
+        dead_letters=NOTIFICATION_DEAD_LETTERS,
+        doc="Tells customers by webhook, e-mail, SMS and WebSocket.",
     ),
 }

@@ -29,6 +29,7 @@ VERSIONS = [
     "0004_transfer_search",
     "0010_fraud_cases",
     "0040_card_vault",
+    "0041_notifications",
 ]
 
 

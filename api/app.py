@@ -106,8 +106,11 @@ _SECURITY_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
     "Server": "streambank",
 }
+STRICT_TRANSPORT: Final = "max-age=31536000; includeSubDomains"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -322,6 +325,8 @@ async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await _answered(request, handler, trace_id)
         for name, value in _SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        if request.secure:
+            response.headers.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
         response.headers["X-Request-Id"] = trace_id
         if response.status >= 400 and request.can_read_body and not request.content.is_eof():
             response.force_close()  # an unread body is not worth reading

@@ -118,7 +118,10 @@ def text_of(node: Node | None, most: int, pattern: re.Pattern[str] | None = None
 
 
 def document(data: bytes) -> tuple[str, str, Node]:
-    """Message (``pacs.008``), its name with version (``pacs.008.001.08``) and the document's element; raises `Iso20022Error`."""
+    """Message (``pacs.008``), its name with version (``pacs.008.001.08``) and the document's element.
+
+    Raises `Iso20022Error`.
+    """
     if len(data) > MAX_BYTES:
         raise Iso20022Error("", f"the message has {len(data):,} bytes, more than {MAX_BYTES:,}; split it")
     parser = DefusedXMLParser(target=_Bounded(), forbid_dtd=True, forbid_entities=True, forbid_external=True)

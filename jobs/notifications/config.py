@@ -20,7 +20,7 @@ class NotifierSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STREAMBANK_NOTIFIER_", frozen=True)
 
     web_port: int | None = Field(
-        None, description="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT plus 20."
+        None, description="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT plus 40."
     )
     retry_seconds: tuple[float, ...] = Field(
         (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),

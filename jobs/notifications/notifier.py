@@ -50,7 +50,7 @@ from pipelines.wire import wrap
 
 __all__ = ["Notifier"]
 
-WEB_PORT_OFFSET: Final = 20
+WEB_PORT_OFFSET: Final = 40
 QUEUE_RECORDS: Final = 64
 BATCH_RECORDS: Final = 32
 BATCH_EVENTS: Final = 500

@@ -41,6 +41,7 @@ SINKS: Final[dict[str, str]] = {
     "valkey-orders": "jobs.sinks.valkey:ValkeyOrdersSink",
     "cassandra-bars": "jobs.sinks.minute_bars:MinuteBarsSink",
     "settlement": "jobs.sinks.settlement:SettlementRelay",
+    "fraud-notifications": "jobs.sinks.fraud_notifications:FraudNotificationsRelay",
 }
 """What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
 command of their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,19 @@ from infra.outbound import UrlRefused, check_url, guarded_session, refusal_of
 from infra.settings import Settings
 from jobs.notifications.config import NotifierSettings
 from jobs.notifications.messages import MessageError, Messages
-from pipelines.notifications import CHANNELS, bad_pattern, chosen_channels, matches, notification_request, request_error
+from jobs.sinks.fraud_notifications import FraudNotificationsRelay
+from pipelines.catalogue import FRAUD_ALERTS
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from pipelines.notifications import (
+    CHANNELS,
+    bad_pattern,
+    chosen_channels,
+    matches,
+    notification_request,
+    notification_shard,
+    request_error,
+)
 
 MOMENT = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
 INSIDE = [
@@ -128,3 +141,26 @@ def test_templates_are_sandboxed_strict_and_found_by_kind(tmp_path: Path) -> Non
 def test_a_lease_outlasts_an_attempt() -> None:
     with pytest.raises(ValueError, match="LEASE_SECONDS"):
         NotifierSettings(attempt_seconds=10, lease_seconds=10)
+
+
+def test_fraud_alerts_tell_the_customer_once_and_nothing_that_helps_a_thief() -> None:
+    alert = {
+        "type": "Alert", "alert_id": str(2**127), "day": 20_000, "transaction_id": 7, "event_time": 1_700_000_000_000_000,
+        "customer_id": 42, "terminal_id": 9, "amount": 1205, "decision": "block", "score": 990_000,
+        "model_version": 3, "rule_set_version": 2, "reason_codes": "velocity", "raised_at": 1_700_000_000_500_000,
+    }  # fmt: skip
+    codec = codec_of(FRAUD_ALERTS.name)
+    events = parse_events(codec, [alert, {**alert, "alert_id": 1, "decision": "approve"}, alert])
+    first, repeated = FraudNotificationsRelay(Settings()).translate(0, events)
+    assert first == repeated
+    [request] = first.events
+    assert (first.topic.name, first.shard) == ("notifications.requests", notification_shard("42"))
+    assert (request["id"], request["customer"]) == (f"fraud-alert-{2**127}", "42")
+    data = json.loads(request["data"])
+    assert data == {"transaction_id": "7", "amount_cents": 1205, "decision": "block"}
+    parse_events(codec_of("notifications.requests"), [request])
+    for decision, subject in (("block", "We stopped a card payment"), ("review", "Please check a card payment")):
+        found, body = Messages().email("fraud.alert", "42", MOMENT, {**data, "decision": decision})
+        assert found == subject
+        assert "12.05" in body
+        assert "12.05" in Messages().sms("fraud.alert", "42", MOMENT, {**data, "decision": decision})

@@ -25,6 +25,7 @@ from pipelines.errors import StreambankError
 __all__ = ["AddressRefused", "UrlRefused", "check_url", "guarded_session", "refusal_of"]
 
 MAX_URL: Final = 2_048
+RESOLVE_SECONDS: Final = 5.0
 MAX_HEADER_BYTES: Final = 8_190
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -86,8 +87,9 @@ async def check_url(url: str, settings: Settings) -> None:
         raise UrlRefused("must have no user, password or fragment")
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(parts.hostname, port or 443, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await loop.getaddrinfo(parts.hostname, port or 443, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # TimeoutError is an OSError
         raise UrlRefused("names a host that cannot be resolved") from None
     for *_, address in found:
         if refusal_of(str(address[0]), allowed) is not None:

@@ -149,16 +149,18 @@ def write_statement(
         kind = SubElement(family, "Fmly")
         _text(kind, "Cd", "RCDT" if entry.credit else "ICDT", 4)
         _text(kind, "SubFmlyCd", "OTHR", 4)
-        _details(node, entry)
+        _details(node, entry, currency)
     return finish()
 
 
-def _details(parent: Element, entry: StatementEntry) -> None:
+def _details(parent: Element, entry: StatementEntry, currency: str) -> None:
     if entry.end_to_end_id is None and entry.counterparty_account is None and entry.remittance is None:
         return
     details = SubElement(SubElement(parent, "NtryDtls"), "TxDtls")
     if entry.end_to_end_id is not None:
         _text(SubElement(details, "Refs"), "EndToEndId", entry.end_to_end_id, 35)
+    _amount(details, entry.amount, currency)
+    _text(details, "CdtDbtInd", "CRDT" if entry.credit else "DBIT", 4)
     if entry.counterparty_account is not None:
         party = SubElement(SubElement(details, "RltdPties"), "DbtrAcct" if entry.credit else "CdtrAcct")
         _account(party, entry.counterparty_account)

@@ -164,6 +164,12 @@ def test_keys_rotate_under_load_and_a_killed_re_encryption_goes_on(api: ApiServe
     states = {key.id: key for key in keeper.data_keys()}
     assert all(states[key].state == "destroyed" and not states[key].cards for key in before)
     assert keeper.re_encrypt(10, lambda *_: None) == 0
+    for command, shown in (("keys", "destroyed"), ("audit", "destroy key")):
+        done = subprocess.run(
+            [STREAMBANK, "cards", command], env=variables(api.environment) | {"COLUMNS": "300"}, capture_output=True,
+            text=True, timeout=120, check=True,
+        )  # fmt: skip
+        assert shown in done.stdout
     for number, token in (cards | added).items():
         assert detokenise(session, token).json()["number"] == number
         assert tokenise(session, number).json()["token"] == token

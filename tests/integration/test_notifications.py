@@ -250,6 +250,8 @@ def test_what_fails_is_tried_again_or_dies_and_can_be_replayed(
     dead = add_webhook(session, receiver, "bob", "/dead/bob")
     slow = add_webhook(session, receiver, "bob", "/slow/bob")
     redirect = add_webhook(session, receiver, "bob", "/redirect/bob")
+    body = {"customer": "bob", "channel": "webhook", "address": f"http://127.0.0.1:{free_ports(1)[0]}/nobody"}
+    down = session.post("/v1/notifications/endpoints", json=body).json()["id"]
     emails = {}
     for name in ("later", "never"):
         body = {"customer": "bob", "channel": "email", "address": f"{name}@example.com"}
@@ -277,6 +279,7 @@ def test_what_fails_is_tried_again_or_dies_and_can_be_replayed(
         (f"webhook {dead}", ("dead", 5)),
         (f"webhook {redirect}", ("dead", 5)),
         (f"webhook {inside}", ("dead", 5)),
+        (f"webhook {down}", ("dead", 5)),
         (f"email {emails['later']}", ("delivered", 2)),
         (f"email {emails['never']}", ("dead", 1)),
     ):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 from xml.sax.saxutils import escape
@@ -10,6 +13,9 @@ from xml.sax.saxutils import escape
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xsdata.formats.dataclass.parsers import XmlParser
+from xsdata.formats.dataclass.parsers.config import ParserConfig
+from xsdata.formats.dataclass.serializers import XmlSerializer
 
 from pipelines.iso20022.credit_transfers import CreditTransfers, PaymentInstruction, read_credit_transfers
 from pipelines.iso20022.identifiers import amount_text, iban_valid, minor_units, read_amount
@@ -236,3 +242,45 @@ def test_currencies_and_ibans() -> None:
     assert [minor_units(code) for code in ("EUR", "JPY", "BHD", "CLF", "XXX", "XAU")] == [2, 0, 3, 4, None, None]
     assert all(map(iban_valid, IBANS))
     assert not any(map(iban_valid, ["DE88370400440532013000", "de89370400440532013000", "", "DE89", IBANS[0] + "0"]))
+
+
+def test_what_is_written_is_what_classes_made_from_the_schemas_read() -> None:
+    """Known elements only, in the schemas' order, none missing that is required."""
+    transfers = read_credit_transfers(PAIN001)
+    entry = replace(
+        transfers.instructions[0], instruction_id="I1", transaction_id="T1", uetr="8a562c67-ca16-48ba-b074-65581be6f011"
+    )
+    statuses = [TransactionStatus(entry, "RJCT", "AM04", "no funds"), TransactionStatus(entry, "ACSC")]
+    interbank = CreditTransfers("pacs.008", "pacs.008.001.08", "M1", WHEN, (entry,))
+    booked = [
+        StatementEntry("N1", 150, True, "2026-01-02", "E1", IBANS[1], "a\nb"),
+        StatementEntry("N2", 400, False, "2026-01-03", counterparty_account="12345"),
+    ]
+    for module, written in (
+        ("pacs.pacs_002_001_10", write_status_report(interbank, "R1", WHEN, statuses, "PART")),
+        ("pain.pain_002_001_10", write_status_report(transfers, "R1", WHEN, statuses, "PART")),
+        (
+            "camt.camt_053_001_08",
+            write_statement("S1", WHEN, IBANS[0], "EUR", 200, booked, "2026-01-01", "2026-01-31"),
+        ),
+    ):
+        kind = import_module(f"pyiso20022.{module}").Document
+        strict = ParserConfig(fail_on_unknown_properties=True, fail_on_converter_warnings=True)
+        found = XmlParser(config=strict).from_bytes(written, kind)
+        again = XmlSerializer().render(found)
+        assert elements(again) == elements(written.decode())
+        assert not list(missing(found))
+
+
+def elements(text: str) -> list[str]:
+    return re.findall(r"<(?:\w+:)?([A-Z]\w*)", text)
+
+
+def missing(value: Any) -> Iterator[str]:
+    """Required fields without a value, below a value of generated classes."""
+    for field in fields(value) if is_dataclass(value) else ():
+        inner = getattr(value, field.name)
+        if inner in (None, []) and (field.metadata.get("required") or field.metadata.get("min_occurs", 0) >= 1):
+            yield f"{type(value).__name__}.{field.name}"
+        for part in inner if isinstance(inner, list) else [inner]:
+            yield from missing(part)

@@ -145,8 +145,9 @@ def test_a_lease_outlasts_an_attempt() -> None:
 
 def test_fraud_alerts_tell_the_customer_once_and_nothing_that_helps_a_thief() -> None:
     alert = {
-        "type": "Alert", "alert_id": str(2**127), "day": 20_000, "transaction_id": 7, "event_time": 1_700_000_000_000_000,
-        "customer_id": 42, "terminal_id": 9, "amount": 1205, "decision": "block", "score": 990_000,
+        "type": "Alert", "alert_id": str(2**127), "day": 20_000, "transaction_id": 7,
+        "event_time": 1_700_000_000_000_000, "customer_id": 42, "terminal_id": 9, "amount": 1205,
+        "decision": "block", "score": 990_000,
         "model_version": 3, "rule_set_version": 2, "reason_codes": "velocity", "raised_at": 1_700_000_000_500_000,
     }  # fmt: skip
     codec = codec_of(FRAUD_ALERTS.name)

@@ -212,17 +212,19 @@ class Notifier:
             batch = [getting.result()]
             while len(batch) < BATCH_RECORDS and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            while not await self._accept(batch):
+            read: list[list[Request]] = []
+            while not await self._accept(batch, read):
                 await self._pause(RETRY_SECONDS)
                 if self._stop.is_set():
                     return  # not acknowledged: whoever comes next reads them again
 
-    async def _accept(self, batch: Sequence[Any]) -> bool:
-        """Whether the records are in the outbox (or set aside) and acknowledged."""
+    async def _accept(self, batch: Sequence[Any], read: list[list[Request]]) -> bool:
+        """Whether the records are in the outbox (or set aside) and acknowledged. ``read`` keeps what was read of them,
+        so that trying again sets nothing aside again."""
         try:
-            requests: list[Request] = []
-            for event in batch:
-                requests += await self._requests(event)
+            while len(read) < len(batch):
+                read.append(await self._requests(batch[len(read)]))
+            requests = [request for found in read for request in found]
             new = 0
             for start in range(0, len(requests), BATCH_EVENTS):
                 new += await self.outbox.accept(requests[start : start + BATCH_EVENTS])

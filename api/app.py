@@ -33,6 +33,8 @@ from api.auth import (
     issue_token,
 )
 from api.batching import Batcher
+from api.card_vault import CardVault
+from api.cards import CardRoutes
 from api.clients import ClientStore
 from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
@@ -44,6 +46,7 @@ from api.keys import KeyStore
 from api.logs import log
 from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metrics import count, exposition, observe
+from api.notifications import NotificationRoutes, Notifications
 from api.openapi import openapi_document
 from api.openapi_trading import add_trading
 from api.payments import PaymentsGateway, add_payment_routes
@@ -104,8 +107,11 @@ _SECURITY_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
     "Server": "streambank",
 }
+STRICT_TRANSPORT: Final = "max-age=31536000; includeSubDomains"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -131,6 +137,9 @@ class Worker:
         )  # fmt: skip
         self.events_limit: RateLimiter = limiter(policy="events", limit=config.events_per_minute)
         self.tokens_limit: RateLimiter = limiter(policy="tokens", limit=config.token_attempts_per_minute)
+        self.cards_limit: RateLimiter = limiter(policy="cards", limit=config.cards_per_minute)
+        self.vault = CardVault(settings, timeout=config.store_seconds)
+        self.notifications = Notifications(settings, config.store_seconds)
         self.idempotency = IdempotencyStore(
             settings.valkey_url,
             keep_seconds=config.idempotency_hours * 3600,
@@ -187,6 +196,8 @@ class Worker:
         await self.queries.open()
         await self.cases.open()
         await self.payments.open(START_PATIENCE_SECONDS)
+        await self.vault.open()
+        await self.notifications.open()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -200,11 +211,14 @@ class Worker:
         await self.payments.close()
         await self.queries.close()
         await self.cases.close()
+        await self.vault.close()
         await self.trading.books.close()
+        await self.notifications.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
         await self.orders_limit.close()
+        await self.cards_limit.close()
         if self.jwks is not None:
             await self.jwks.close()
 
@@ -287,6 +301,8 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     for method, path, action in CASE_ROUTES:
         app.router.add_route(method, path, partial(_case, action))
     add_payment_routes(app, lambda request: (request.app[WORKER].payments, request.app[WORKER].authenticator))
+    CardRoutes(WORKER).add(app)
+    NotificationRoutes(WORKER).add(app)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)
@@ -314,6 +330,8 @@ async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await _answered(request, handler, trace_id)
         for name, value in _SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        if request.secure:
+            response.headers.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
         response.headers["X-Request-Id"] = trace_id
         if response.status >= 400 and request.can_read_body and not request.content.is_eof():
             response.force_close()  # an unread body is not worth reading

@@ -175,6 +175,17 @@ class Authenticator:
 
     async def principal(self, authorization: str | None, scope: str) -> Principal:
         """The sender, who holds ``scope``; raises `Problem` 401 or 403."""
+        principal = await self.identify(authorization)
+        if scope not in principal.scopes:
+            raise Problem(
+                "insufficient-scope",
+                f"This route needs the scope {scope}; the token has {' '.join(sorted(principal.scopes)) or 'none'}.",
+                headers={"WWW-Authenticate": f'Bearer realm="streambank", error="insufficient_scope", scope="{scope}"'},
+            )
+        return principal
+
+    async def identify(self, authorization: str | None) -> Principal:
+        """The sender, whatever the scopes; raises `Problem` 400 or 401."""
         if authorization is None:
             raise self._refused(None, "No access token was sent.")
         scheme, _, token = authorization.partition(" ")
@@ -183,14 +194,7 @@ class Authenticator:
             raise self._refused("invalid_request", "The Authorization header is not `Bearer <token>`.", status_400=True)
         if len(token) > MAX_TOKEN_BYTES:
             raise self._refused("invalid_token", f"The token is longer than {MAX_TOKEN_BYTES} bytes.")
-        principal = await self._verify(token)
-        if scope not in principal.scopes:
-            raise Problem(
-                "insufficient-scope",
-                f"This route needs the scope {scope}; the token has {' '.join(sorted(principal.scopes)) or 'none'}.",
-                headers={"WWW-Authenticate": f'Bearer realm="streambank", error="insufficient_scope", scope="{scope}"'},
-            )
-        return principal
+        return await self._verify(token)
 
     async def _verify(self, token: str) -> Principal:
         digest = hashlib.sha256(token.encode()).digest()

@@ -21,7 +21,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from api.keys import exclusive, write_secret
 from pipelines.errors import StreambankError
 
-__all__ = ["SCOPES", "Client", "ClientError", "ClientStore"]
+__all__ = ["DEFAULT_SCOPES", "SCOPES", "Client", "ClientError", "ClientStore"]
 
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
@@ -31,9 +31,16 @@ SCOPES: Final[dict[str, str]] = {
     "orders:write": "Enter, amend and cancel orders.",
     "orders:read": "Read orders, books and market data.",
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
-    "payments.write": "Ask for payments, capture, void, refund and cancel them.",
-    "payments.read": "Read payments and their timelines.",
+    "payments:write": "Ask for payments, capture, void, refund and cancel them.",
+    "payments:read": "Read payments and their timelines.",
+    "notifications:read": "See what customers are told, and follow it.",
+    "notifications:write": "Set customers' endpoints and preferences.",
+    "cards:tokenise": "Exchange card numbers for tokens.",
+    "cards:read": "See brand, expiry and last four digits of a token's card.",
+    "cards:detokenise": "See full card numbers.",
 }
+DEFAULT_SCOPES: Final = tuple(scope for scope in SCOPES if scope != "cards:detokenise")
+"""What a client gets that is not told otherwise: nobody sees card numbers by default."""
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""
 

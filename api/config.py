@@ -47,6 +47,14 @@ class ApiSettings(BaseSettings):
     orders_per_minute: int = Field(6_000_000, ge=1, description="Commands an account may be sent a minute, by anybody.")
     token_attempts_per_minute: int = Field(60, ge=1, description="Token requests a minute per client id and address.")
 
+    tls_certificate: Path | None = Field(None, description="PEM of the server; default: that of `certs make`.")
+    tls_key: Path | None = Field(None, description="Its key.")
+    tls_client_ca: Path | None = Field(None, description="PEM of who signs clients' certificates (mutual TLS).")
+
+    cards_per_minute: int = Field(
+        600, ge=1, description="Card requests a client may send a minute; slows down who tries numbers."
+    )
+
     token_seconds: int = Field(300, ge=30, le=3600, description="Lifetime of an access token.")
     issuer: str = Field("", description="`iss` of accepted tokens; empty: this API's own base URL.")
     audience: str = Field("streambank", description="`aud` of accepted tokens.")

@@ -34,6 +34,7 @@ MetricName = Literal[
     "streambank_api_feed_gaps",  # market data that a worker missed, made good by a snapshot
     "streambank_api_feed_slow_clients",  # times that a WebSocket client got snapshots because it read too slowly
     "streambank_api_grpc_refused",  # gRPC calls that ended with a problem, by its slug
+    "streambank_api_card_requests",  # audited requests to the card vault, by action and outcome
 ]
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -57,6 +58,7 @@ _COUNTERS: Final[dict[str, Counter]] = {
         ("streambank_api_feed_gaps", "Market data missed and made good by a snapshot", ()),
         ("streambank_api_feed_slow_clients", "Times that a slow WebSocket client got snapshots", ()),
         ("streambank_api_grpc_refused", "gRPC calls that ended with a problem", ("problem",)),
+        ("streambank_api_card_requests", "Audited requests to the card vault", ("action", "outcome")),
     )
 }
 _HISTOGRAMS: Final[dict[str, Histogram]] = {

@@ -9,8 +9,10 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from api.bodies import MEDIA_TYPES
+from api.cards import CARD_PROBLEMS, card_paths, card_schemas
 from api.clients import SCOPES
 from api.fraud_cases import case_paths, case_schemas
+from api.notifications import NOTIFICATION_PROBLEMS, notification_paths, notification_schemas
 from api.payments_openapi import payment_paths, payment_schemas
 from api.problems import JSON_PROBLEM, PROBLEMS
 from pipelines.codec import FrameCodec
@@ -36,7 +38,9 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
     schemas: dict[str, Any] = {
         kind.name: _without_required_type(json_schema(kind)) for kind in commands.event_types
     } | {kind.name: _as_answer(json_schema(kind)) for kind in results.event_types}
-    schemas |= _schemas(commands, results) | case_schemas() | payment_schemas()
+    schemas |= (
+        _schemas(commands, results) | case_schemas() | payment_schemas() | card_schemas() | notification_schemas()
+    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -57,6 +61,8 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             {"name": "Queries", "description": "Balances, statements and transfers."},
             {"name": "Fraud cases", "description": "Cards that somebody must look at."},
             {"name": "Payments", "description": "Payments, and what became of them."},
+            {"name": "Cards", "description": "Card numbers for tokens, and back for the few who may."},
+            {"name": "Notifications", "description": "What customers are told, and where."},
             {"name": "Access", "description": "Tokens and keys."},
             {"name": "Operation", "description": "Health, metrics and this document."},
         ],
@@ -77,6 +83,8 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             **case_paths(_problems),
             **payment_paths(),
+            **notification_paths(_problems(NOTIFICATION_PROBLEMS)),
+            **card_paths(_problems(CARD_PROBLEMS)),
             "/oauth/token": {"post": _token()},
             "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
             "/health/live": {"get": _open("Operation", "isLive", "Whether the process answers", "application/json")},

@@ -294,12 +294,12 @@ def add_payment_routes(
 
     async def write(action: str, request: web.Request) -> web.StreamResponse:
         gateway, authenticator = parts(request)
-        principal = await authenticator.principal(request.headers.get("Authorization"), "payments.write")
+        principal = await authenticator.principal(request.headers.get("Authorization"), "payments:write")
         return await gateway.write(request, principal, action)
 
     async def read(many: bool, request: web.Request) -> web.StreamResponse:
         gateway, authenticator = parts(request)
-        principal = await authenticator.principal(request.headers.get("Authorization"), "payments.read")
+        principal = await authenticator.principal(request.headers.get("Authorization"), "payments:read")
         return await (gateway.list_payments if many else gateway.get)(request, principal)
 
     app.router.add_post("/v1/payments", partial(write, "create"))

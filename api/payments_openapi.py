@@ -102,7 +102,7 @@ def _write(operation: str, summary: str, body: str, answer: str, *, by_id: bool)
         "tags": ["Payments"],
         "operationId": operation,
         "summary": summary,
-        "security": [{"oauth": ["payments.write"]}],
+        "security": [{"oauth": ["payments:write"]}],
         "parameters": [*([_ID] if by_id else []), _KEY, _WAIT],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}},
         "responses": {
@@ -119,7 +119,7 @@ def _read(operation: str, summary: str, answer: str, parameters: list[dict[str, 
         "tags": ["Payments"],
         "operationId": operation,
         "summary": summary,
-        "security": [{"oauth": ["payments.read"]}],
+        "security": [{"oauth": ["payments:read"]}],
         "parameters": parameters,
         "responses": {"200": _answer(answer, summary), **_problems()},
     }

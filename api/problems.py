@@ -14,6 +14,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from pipelines.card_numbers import masked
+
 __all__ = ["PROBLEMS", "Problem", "ProblemType", "problem_response"]
 
 JSON_PROBLEM: Final = "application/problem+json"
@@ -52,14 +54,17 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         ProblemType("case-closed", 409, "The fraud case is closed", "Read the case; a closed one stays as it is."),
         ProblemType("payment-conflict", 409, "The payment cannot do this now",
                     "Look at its status; repeat later where the result is `busy`."),
+        ProblemType("already-exists", 409, "It is there already", "Change or delete the one that is there."),
         ProblemType("too-large", 413, "The request is too large", "Split it, or stream it as NDJSON."),
         ProblemType("unsupported-media-type", 415, "The content type is not supported",
                     "Send application/json, application/x-ndjson or application/avro, without a content encoding."),
         ProblemType("invalid-event", 422, "An event does not fit its schema",
                     "Change the fields listed under `errors`; nothing of this body was accepted."),
+        ProblemType("invalid-fields", 422, "Fields of the body are wrong", "Change the fields listed under `errors`."),
         ProblemType("idempotency-key-reused", 422, "The Idempotency-Key belongs to another body",
                     "Use a new key for a new request."),
         ProblemType("chain-too-long", 422, "A linked chain does not fit in one frame", "Send shorter chains."),
+        ProblemType("upgrade-required", 426, "This route speaks WebSocket", "Connect with a WebSocket client."),
         ProblemType("rate-limited", 429, "Too many events", "Wait for the seconds of `Retry-After`."),
         ProblemType("header-too-large", 431, "A header is too large", "Send less."),
         ProblemType("internal", 500, "The API failed", "Repeat with the same Idempotency-Key; report the request id."),
@@ -118,7 +123,7 @@ def problem_response(problem: Problem, request_id: str = "") -> web.Response:
         document["instance"] = f"urn:trace:{request_id}"
     return web.Response(
         status=problem.status,
-        body=msgspec.json.encode(document),
+        body=msgspec.json.encode(masked(document)),
         content_type=JSON_PROBLEM,
         headers=problem.headers,
     )

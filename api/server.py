@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def serve(where: Settings | None = None, config: ApiSettings | None = None) -> i
     where, config = where or settings(), config or api_settings()
     configure_api_logs()
     _prepare_keys(where, config)
+    _tls(where, config)  # what is wrong with the certificates is said before a worker starts
     metrics = _fresh_metrics_directory(where)
     children = [
         _Child(listener) for listener in _listeners(where.host, where.api_port, config.workers, PORT_PATIENCE_SECONDS)
@@ -89,6 +91,19 @@ def _prepare_keys(where: Settings, config: ApiSettings) -> None:
     from api.keys import KeyStore
 
     KeyStore(where.secrets_dir / "keys", config.token_seconds).ensure()
+
+
+def _tls(where: Settings, config: ApiSettings) -> ssl.SSLContext | None:
+    """The workers' TLS, or None when it is off. Raises `CertificateError`."""
+    if where.api_tls == "off":
+        return None
+    from infra.certificates import server_context
+
+    return server_context(
+        config.tls_certificate or where.tls_dir / "server.pem",
+        config.tls_key or where.tls_dir / "server-key.pem",
+        (config.tls_client_ca or where.tls_dir / "ca.pem") if where.api_tls == "mutual" else None,
+    )
 
 
 def _fresh_metrics_directory(where: Settings) -> Path:
@@ -192,7 +207,7 @@ async def _work(descriptor: int, parent: int) -> None:
         max_field_size=MAX_HEADER_BYTES,
     )
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=_tls(where, config)).start()
     log().info("worker serves", pid=os.getpid())
     while not stop.is_set() and os.getppid() == parent:
         try:

@@ -139,7 +139,7 @@ def _system(settings: Settings) -> Iterator[tuple[Settings, str]]:
             )  # fmt: skip
             ending.callback(_end, process)
         store = ClientStore(environment.secrets_dir / "clients.json")
-        client, _ = store.add("bench", ["ledger:write", "payments.write"])
+        client, _ = store.add("bench", ["ledger:write", "payments:write"])
         ending.callback(store.revoke, client.client_id)
         token = issue_token(
             KeyStore(environment.secrets_dir / "keys", 3600), client, client.scopes, issuer=environment.api_url,

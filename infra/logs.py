@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line on stderr.
 
 Never a token, a secret, a header or a body: only what is named at the call. Of libraries only warnings are shown.
+Whatever looks like a card number is cut to its last four digits, tracebacks included.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from typing import Any, Final
 
 import structlog
+
+from pipelines.card_numbers import masked
 
 __all__ = ["configure_logs"]
 
@@ -27,7 +30,7 @@ def configure_logs(level: int = logging.INFO) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    last: list[Any] = [structlog.processors.format_exc_info, _without_card_numbers, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -45,6 +48,10 @@ def configure_logs(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _without_card_numbers(_logger: Any, _method: str, event: Any) -> Any:
+    return {key: masked(value) for key, value in event.items()}
 
 
 class _OnceInAWhile(logging.Filter):

@@ -59,6 +59,21 @@ class Settings(BaseSettings):
         "optimistic", description="How writers that share accounts in Postgres keep out of each other's way."
     )
 
+    card_master_keys: str = Field(
+        "",
+        description="package.module:factory of the key service that wraps the card vault's keys; empty: a file in the "
+        "secrets directory.",
+    )
+
+    api_tls: Literal["off", "on", "mutual"] = Field(
+        "off", description="Whether the API speaks TLS; mutual: clients must show a certificate."
+    )
+    webhook_allowed_networks: str = Field(
+        "",
+        description="Networks that webhooks may reach although they are not public, with commas between: 10.1.0.0/16.",
+    )
+    webhook_allow_http: bool = Field(False, description="Whether webhooks may be sent without TLS.")
+
     @property
     def kafka_bootstrap(self) -> str:
         return f"{self.host}:{self.kafka_port}"
@@ -86,12 +101,17 @@ class Settings(BaseSettings):
 
     @property
     def api_url(self) -> str:
-        return f"http://{self.host}:{self.api_port}"
+        return f"http{'' if self.api_tls == 'off' else 's'}://{self.host}:{self.api_port}"
 
     @property
     def secrets_dir(self) -> Path:
         """Keys and client secrets made for the local stack; mode 0700, never in git."""
         return self.data_dir / "secrets"
+
+    @property
+    def tls_dir(self) -> Path:
+        """Certificates that `streambank certs make` makes."""
+        return self.secrets_dir / "tls"
 
     @property
     def spill_dir(self) -> Path:

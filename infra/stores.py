@@ -1,10 +1,11 @@
 """How to reach the stores, and as whom.
 
-Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads them; the owner
-(``STREAMBANK_POSTGRES_USER``) only migrates. The local stack trusts connections on loopback. Elsewhere passwords come
-from the environment (``STREAMBANK_POSTGRES_SINK_PASSWORD``, ``STREAMBANK_POSTGRES_API_PASSWORD``, for the owner
-``PGPASSWORD``; ``STREAMBANK_CASSANDRA_USER`` and ``STREAMBANK_CASSANDRA_PASSWORD``) and never from a file of the
-project; they are put in no log and no connection string.
+Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads them, `VAULT_ROLE` adds and reads
+encrypted cards, `VAULT_KEEPER_ROLE` changes their keys; the owner (``STREAMBANK_POSTGRES_USER``) only migrates. The
+local stack trusts connections on loopback. Elsewhere passwords come from the environment (see
+`ROLE_PASSWORD_VARIABLES`; for the owner ``PGPASSWORD``; ``STREAMBANK_CASSANDRA_USER`` and
+``STREAMBANK_CASSANDRA_PASSWORD``) and never from a file of the project; they are put in no log and no connection
+string.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "API_ROLE",
+    "NOTIFIER_ROLE",
     "ROLE_PASSWORD_VARIABLES",
     "SINK_ROLE",
+    "VAULT_KEEPER_ROLE",
+    "VAULT_ROLE",
     "cassandra_cluster",
     "cassandra_session",
     "postgres_conninfo",
@@ -31,9 +35,15 @@ __all__ = [
 
 SINK_ROLE: Final = "streambank_sink"
 API_ROLE: Final = "streambank_api"
+VAULT_ROLE: Final = "streambank_vault"
+VAULT_KEEPER_ROLE: Final = "streambank_vault_keeper"
+NOTIFIER_ROLE: Final = "streambank_notifier"
 ROLE_PASSWORD_VARIABLES: Final = {
     SINK_ROLE: "STREAMBANK_POSTGRES_SINK_PASSWORD",
     API_ROLE: "STREAMBANK_POSTGRES_API_PASSWORD",
+    NOTIFIER_ROLE: "STREAMBANK_POSTGRES_NOTIFIER_PASSWORD",
+    VAULT_ROLE: "STREAMBANK_POSTGRES_VAULT_PASSWORD",
+    VAULT_KEEPER_ROLE: "STREAMBANK_POSTGRES_VAULT_KEEPER_PASSWORD",
 }
 CONNECT_TIMEOUT_S: Final = 5
 

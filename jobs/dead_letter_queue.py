@@ -32,13 +32,17 @@ from jobs.dead_letters import LetterPlace, decode_letters
 from jobs.sinks import SINKS, load_sink
 from jobs.sinks.base import Refused, Sink, StoreUnavailable
 from jobs.sinks.records import RecordReader
-from pipelines.catalogue import PIPELINES, TOPICS, Topic
+from pipelines.catalogue import PIPELINES, SERVICES, TOPICS, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
 
 __all__ = ["DeadLetterQueue", "LetterFilter", "ReplayRefused"]
 
 KAFKA_TIMEOUT_S: Final = 15.0
+_DEAD_LETTER_TOPICS: Final = sorted(
+    {pipeline.dead_letters.name for pipeline in PIPELINES.values()}
+    | {service.dead_letters.name for service in SERVICES.values()}
+)
 
 
 class ReplayRefused(StreambankError):  # noqa: N818 - a state, named for what it is
@@ -77,7 +81,7 @@ class DeadLetterQueue:
 
     def letters(self, wanted: LetterFilter | None = None) -> Iterator[LetterPlace]:
         """Matching letters of all pipelines, in the order of their partitions, as the topics are now."""
-        for topic in sorted({pipeline.dead_letters.name for pipeline in PIPELINES.values()}):
+        for topic in _DEAD_LETTER_TOPICS:
             for partition in range(TOPICS[topic].partitions):
                 for offset, value in self._records(TOPICS[topic], partition):
                     for place in self._decode(TOPICS[topic], partition, offset, value):
@@ -89,7 +93,7 @@ class DeadLetterQueue:
         with self._postgres() as connection:
             rows = connection.execute(
                 'SELECT topic, partition, "offset", index, action FROM dead_letters_handled WHERE topic = ANY(%s)',
-                [[self._settings.kafka_topic(pipeline.dead_letters.name) for pipeline in PIPELINES.values()]],
+                [[self._settings.kafka_topic(name) for name in _DEAD_LETTER_TOPICS]],
             ).fetchall()
         prefix = len(self._settings.topic_prefix)
         return {

@@ -246,6 +246,33 @@ PAYMENTS_DEAD_LETTERS: Final = Topic(
     doc="Records and events that the payments job, its relays or its sinks set aside.",
 )
 
+NOTIFICATION_SHARDS: Final = 4
+
+NOTIFICATION_REQUESTS: Final = Topic(
+    "notifications.requests",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="relays",
+    writers="many producers",
+    doc="What customers are to be told.",
+)
+NOTIFICATION_DELIVERIES: Final = Topic(
+    "notifications.deliveries",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="notifier",
+    writers="many producers",
+    doc="What became of notifications, per channel and endpoint.",
+)
+NOTIFICATION_DEAD_LETTERS: Final = Topic(
+    "notifications.dead-letters",
+    partitions=NOTIFICATION_SHARDS,
+    retention_ms=30 * DAY_MS,
+    owner="notifier",
+    writers="many producers",
+    doc="Records and events that the notifier could not read.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
@@ -270,6 +297,9 @@ TOPICS: Final[dict[str, Topic]] = {
         PAYMENTS_RESULTS,
         PAYMENTS_EVENTS,
         PAYMENTS_DEAD_LETTERS,
+        NOTIFICATION_REQUESTS,
+        NOTIFICATION_DELIVERIES,
+        NOTIFICATION_DEAD_LETTERS,
     )
 }
 
@@ -348,5 +378,27 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=PAYMENTS_SHARDS,
         max_frame_events=200,
         doc="Payments: validation, limits, duplicates, and the saga over screening and ledger.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process between topics that is neither a kernel's job nor a sink."""
+
+    name: str
+    inputs: tuple[Topic, ...]
+    outputs: tuple[Topic, ...]
+    dead_letters: Topic
+    doc: str
+
+
+SERVICES: Final[dict[str, Service]] = {
+    "notifier": Service(
+        "notifier",
+        inputs=(NOTIFICATION_REQUESTS,),
+        outputs=(NOTIFICATION_DELIVERIES,),
+        dead_letters=NOTIFICATION_DEAD_LETTERS,
+        doc="Tells customers by webhook, e-mail, SMS and WebSocket.",
     ),
 }

@@ -39,7 +39,10 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str, typer.Argument(help="What the client is called; its id starts with it.")],
         scope: Annotated[
             list[str] | None,
-            typer.Option(help="Scope it may ask for; repeatable. Default: all.", envvar="STREAMBANK_CLIENT_SCOPE"),
+            typer.Option(
+                help="Scope it may ask for; repeatable. Default: all but cards:detokenise.",
+                envvar="STREAMBANK_CLIENT_SCOPE",
+            ),
         ] = None,
         client_id: Annotated[
             str | None, typer.Option("--id", help="Its id; default NAME-random.", envvar="STREAMBANK_CLIENT_ID")
@@ -48,11 +51,11 @@ def register(app: typer.Typer) -> None:
         """Make a client and print its secret, which is shown this once."""
         from rich.console import Console
 
-        from api.clients import SCOPES, ClientStore
+        from api.clients import DEFAULT_SCOPES, ClientStore
         from infra.settings import settings
 
         client, secret = ClientStore(settings().secrets_dir / "clients.json").add(
-            name, scope or list(SCOPES), client_id
+            name, scope or list(DEFAULT_SCOPES), client_id
         )
         Console(stderr=True).print(f"[green]made[/] with {', '.join(client.scopes)}; the secret is shown this once:")
         # Plain lines, so that a script can read them.

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pipelines.catalogue import Pipeline, Topic
+    from pipelines.catalogue import Pipeline, Service, Topic
 
 
 class SinkTopics(NamedTuple):
@@ -28,16 +28,16 @@ def graph(
     ] = None,
 ) -> None:
     """Print the flow from writers over topics and jobs to the sinks as Mermaid; paste it into any Markdown."""
-    from pipelines.catalogue import PIPELINES
+    from pipelines.catalogue import PIPELINES, SERVICES
     from pipelines.errors import StreambankError
 
     if pipeline is not None and pipeline not in PIPELINES:
         raise StreambankError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
     shown = [PIPELINES[pipeline]] if pipeline is not None else list(PIPELINES.values())
-    typer.echo(mermaid(shown, sink_topics()))
+    typer.echo(mermaid(shown, sink_topics(), SERVICES.values() if pipeline is None else ()))
 
 
-def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> str:
+def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics], services: Iterable[Service] = ()) -> str:
     """The diagram's text. ``sinks``: what each sink reads and writes, by the sink's name. Topics of a system that no
     job reads or writes are shown with it."""
     from pipelines.catalogue import PIPELINES, TOPICS
@@ -62,7 +62,15 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> s
         for name, topic in TOPICS.items()
         if name.split(".", 1)[0] in systems and not any(topic in _around(found) for found in PIPELINES.values())
     }
-    written = {topic.name for pipeline in jobs for topic in (*pipeline.outputs, pipeline.dead_letters)}
+    running = list(services)
+    for service in running:
+        nodes.append(f'    service_{_id(service.name)}[["{service.name}<br/>Faust service"]]')
+        edges |= dict.fromkeys(f"    {_topic(topic)} --> service_{_id(service.name)}" for topic in service.inputs)
+        edges |= dict.fromkeys(f"    service_{_id(service.name)} --> {_topic(topic)}" for topic in service.outputs)
+        edges[f"    service_{_id(service.name)} -. unreadable .-> {_topic(service.dead_letters)}"] = None
+        topics |= {topic.name: topic for topic in (*service.inputs, *service.outputs, service.dead_letters)}
+    writers: list[Pipeline | Service] = [*jobs, *running]
+    written = {topic.name for node in writers for topic in (*node.outputs, node.dead_letters)}
     for name, topic in sorted(topics.items()):
         nodes.append(f'    {_topic(topic)}[("{name}<br/>{topic.partitions} partitions")]')
         if name not in written:

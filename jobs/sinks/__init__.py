@@ -47,6 +47,7 @@ SINKS: Final[dict[str, str]] = {
     "fraud-to-payments": "jobs.sinks.payments_relays:FraudToPayments",
     "postgres-payments": "jobs.sinks.payments_rows:PostgresPaymentsSink",
     "cassandra-payments": "jobs.sinks.payments_rows:CassandraPaymentsSink",
+    "fraud-notifications": "jobs.sinks.fraud_notifications:FraudNotificationsRelay",
 }
 """What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
 command of their own."""

@@ -69,7 +69,7 @@ def deployment(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) ->
 def client(deployment: PaymentsDeployment) -> Iterator[httpx.Client]:
     environment = deployment.environment
     store = ClientStore(environment.secrets_dir / "clients.json")
-    found, secret = store.add("test", ["ledger:write", "ledger:read", "payments.write", "payments.read"])
+    found, secret = store.add("test", ["ledger:write", "ledger:read", "payments:write", "payments:read"])
     with httpx.Client(base_url=environment.api_url, timeout=90) as http:
         token = http.post(
             "/oauth/token", data={"grant_type": "client_credentials"}, auth=(found.client_id, secret)

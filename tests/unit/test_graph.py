@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from infra.cli.graph import SinkTopics, mermaid, register
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, PIPELINES, TOPICS
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, PIPELINES, SERVICES, TOPICS
 from tests.support.counter_kernel import COUNTER
 
 
@@ -15,7 +15,7 @@ def edges(text):
 
 
 def test_every_topic_and_pipeline_is_there():
-    text = mermaid(PIPELINES.values(), {})
+    text = mermaid(PIPELINES.values(), {}, SERVICES.values())
     assert text.startswith("flowchart LR\n")
     for name in TOPICS:
         assert f'[("{name}<br/>' in text

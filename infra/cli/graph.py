@@ -65,6 +65,7 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
 def sink_topics() -> dict[str, Topic]:
     """The topic of every sink in jobs/sinks, by the sink's name."""
     from importlib import import_module
+    from inspect import isabstract
     from pkgutil import iter_modules
 
     import jobs.sinks
@@ -73,7 +74,7 @@ def sink_topics() -> dict[str, Topic]:
     found: dict[str, Topic] = {}
     for module in iter_modules(jobs.sinks.__path__):
         for kind in vars(import_module(f"jobs.sinks.{module.name}")).values():
-            if isinstance(kind, type) and issubclass(kind, Sink) and kind is not Sink:
+            if isinstance(kind, type) and issubclass(kind, Sink) and not isabstract(kind):
                 found[kind.name] = kind.topic
     return found
 

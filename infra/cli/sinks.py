@@ -15,6 +15,8 @@ class Destination(StrEnum):
     CASSANDRA = "cassandra"
     POSTGRES_TOTALS = "postgres-totals"
     CASSANDRA_TOTALS = "cassandra-totals"
+    SAGA_LEGS = "saga-legs"
+    SAGA_ANSWERS = "saga-answers"
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +67,7 @@ def register(app: typer.Typer) -> None:
         from infra.logs import configure_logs
         from infra.settings import settings
         from jobs.sinks.cassandra import CassandraSink
+        from jobs.sinks.ledger_saga import SagaAnswers, SagaLegs
         from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
         from jobs.sinks.postgres import PostgresSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
@@ -77,6 +80,7 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        kinds = {kind.name: kind for kind in (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink)}
+        found = (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink, SagaLegs, SagaAnswers)
+        kinds = {kind.name: kind for kind in found}
         kind = kinds[destination.value]
         raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -133,8 +133,11 @@ def ids_in_topic(environment: Settings) -> list[int]:
 
 
 @contextmanager
-def running_ledger(environment: Settings) -> Iterator[None]:
-    """The ledger's kernel between Kafka topics in this process, at most once: enough to answer the API."""
+def running_ledger(environment: Settings, produced_at: int | None = None) -> Iterator[None]:
+    """The ledger's kernel between Kafka topics in this process, at most once: enough to answer the API.
+
+    With ``produced_at`` time stands still there, so that nothing expires however slow the machine is.
+    """
     stopping = threading.Event()
     failures: list[BaseException] = []
 
@@ -149,7 +152,10 @@ def running_ledger(environment: Settings) -> Iterator[None]:
                 message = consumer.poll(0.1)
                 if message is None or message.error() is not None:
                     continue
-                for output in ledger.apply(LEDGER_COMMANDS.name, message.value(), message.partition()):
+                frame = codec_of(LEDGER_COMMANDS.name).decode(unwrap(message.value())[1])
+                if produced_at is not None:
+                    frame = replace(frame, produced_at=produced_at)
+                for output in ledger.apply_frame(frame):
                     producer.produce(environment.kafka_topic(output.topic), output.value, partition=output.shard)
                 producer.flush(10)
         except BaseException as error:

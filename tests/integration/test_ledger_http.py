@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import fastavro
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from api.bulk_import import Import, ImportFailed
+from api.client import (
+    Account,
+    AsyncLedgerClient,
+    LedgerApiError,
+    LedgerClient,
+    Result,
+    Transfer,
+    TransferFlags,
+    container,
+)
 from infra import topics
 from infra.migrations import migrate_postgres
 from infra.registry import register
 from infra.settings import PROJECT_ROOT
 from pipelines.catalogue import LEDGER_SHARDS, TOPICS
-from tests.support.api_server import running_api, running_ledger, write
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from tests.support.api_server import ApiServer, running_api, running_ledger, write
 from tests.support.ledger_model import BALANCES
 from tests.support.sinks import running
-from tests.support.stack import PrivateStack
+from tests.support.stack import PrivateStack, variables
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -30,8 +50,8 @@ U128_MAX = 2**128 - 1
 
 
 @pytest.fixture(scope="module")
-def session(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the API; ledger and Postgres sink run, and the ledger's clock stands still."""
+def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """Ledger and Postgres sink run behind it, and the ledger's clock stands still."""
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
     topics.apply(environment)
     for topic in TOPICS.values():
@@ -41,10 +61,20 @@ def session(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> It
     with (
         running_ledger(environment, produced_at=NOW),
         running(environment, "postgres", directory / "sink.log"),
-        running_api(environment, directory / "api", workers=1) as api,
-        api.session() as client,
+        running_api(environment, directory / "api", workers=1) as server,
     ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def session(api: ApiServer) -> Iterator[httpx.Client]:
+    with api.session() as client:
         yield client
+
+
+@pytest.fixture
+def credentials(api: ApiServer) -> tuple[str, str, str]:
+    return (api.url, *api.new_client("ledger:read", "ledger:write"))
 
 
 def applied(session: httpx.Client, path: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,4 +241,161 @@ def test_ledgers_and_accounts_have_names(session: httpx.Client) -> None:
     session.put(account, params={"ledger": 978}, json={"name": "Ada King"})
     assert session.get(account, params={"ledger": 978}).json()["attributes"] == {}
     assert session.put(account, json=body).status_code == 400
-    assert httpx.put(f"{session.base_url}v1/ledgers/1", json={"name": "x", "scale": 0}).status_code == 401
+    anonymous = httpx.put(session.base_url.join("/v1/ledgers/1"), json={"name": "x", "scale": 0})
+    assert anonymous.status_code == 401
+
+
+class LosesAnswers(httpx.AsyncBaseTransport):
+    """Every second answer to a write is lost on its way back, and the connection with it."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self.writes = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if request.url.path.startswith("/v1"):
+            self.writes += 1
+            if self.writes % 2:
+                await response.aclose()
+                raise httpx.ReadError("lost by the test", request=request)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+LEDGER = 4_004
+FIRST = 1 << 100
+
+
+def opened(client: LedgerClient, ledger: int) -> None:
+    results = client.create_accounts([Account(FIRST + n, ledger, 1) for n in range(10)])
+    assert {result.result for result in results} <= {"created", "exists"}
+
+
+def moves(count: int, ledger: int, first: int) -> list[Transfer]:
+    return [Transfer(first + n, FIRST + n % 10, FIRST + (n + 1) % 10, n, ledger, 1) for n in range(count)]
+
+
+def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple[str, str, str]) -> None:
+    transport = LosesAnswers()
+    with LedgerClient(*credentials, transport=transport, batch_events=1_000) as client:
+        opened(client, LEDGER)
+        sent = moves(2_500, LEDGER, 1 << 90)
+        sent[1_700] = sent[1_700]._replace(debit_account_id=5)
+        # a chain over the edge of a request stays whole: its second member fails both
+        sent[999] = sent[999]._replace(flags=TransferFlags.linked)
+        sent[1_000] = sent[1_000]._replace(credit_account_id=sent[1_000].debit_account_id)
+        results = client.create_transfers(sent)
+        assert [result.id for result in results] == [transfer.id for transfer in sent]
+        failed = {at: result.result for at, result in enumerate(results) if not result.ok}
+        assert failed == {
+            999: "linked_event_failed", 1_000: "accounts_must_be_different", 1_700: "debit_account_not_found"
+        }  # fmt: skip
+        # the answers that were lost are given again: nothing is "exists"
+        assert {result.result for at, result in enumerate(results) if at not in failed} == {"created"}
+        assert transport.writes >= 6
+        account = client.account(FIRST, ledger=LEDGER, min_sequence=results[-1].sequence)
+        wanted = [transfer for at, transfer in enumerate(sent) if at not in failed]
+        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == FIRST)
+        assert client.transfer(sent[-1].id, ledger=LEDGER)["amount"] == 2_499
+        with pytest.raises(LedgerApiError, match="404 not-found"):
+            client.account(12345, ledger=LEDGER)
+        with pytest.raises(ValueError, match="amount"):
+            client.create_transfers([Transfer(1, amount=-1)])
+        with pytest.raises(ValueError, match="code"):
+            client.create_accounts([Account(1, 1, 1 << 16)])
+
+
+async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, str, str]) -> None:
+    transport = LosesAnswers()
+    async with AsyncLedgerClient(*credentials, transport=transport, in_flight=1) as client:
+        await client.create_accounts([Account(FIRST + n, LEDGER + 4, 1) for n in range(10)])
+        before = transport.writes
+        chain = [transfer._replace(flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
+        calls = [client.create_transfers([move]) for move in moves(500, LEDGER + 4, 1 << 91)]
+        *alone, open_chain = await asyncio.gather(*calls, client.create_transfers(chain))
+        assert {result.result for results in alone for result in results} == {"created"}
+        # a chain that was left open is no concern of others
+        assert [result.result for result in open_chain][-1] == "linked_event_chain_open"
+        assert transport.writes - before <= 8
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".csv", ".avro", ".parquet"])
+def test_import_of_every_format_goes_on_where_it_broke_off(
+    api: ApiServer, credentials: tuple[str, str, str], tmp_path: Path, suffix: str
+) -> None:
+    ledger = 5_008 + 4 * [".ndjson", ".csv", ".avro", ".parquet"].index(suffix)
+    accounts = [{"type": "CreateAccount", "id": FIRST + n, "ledger": ledger, "code": 1} for n in range(2)]
+    transfers = [
+        {"type": "CreateTransfer", "id": FIRST + 10 + n, "debit_account_id": FIRST, "credit_account_id": FIRST + 1,
+         "amount": 2**64 + n, "ledger": ledger, "code": 1, "flags": ["linked", "pending"] if n == 3 else []}
+        for n in range(7)
+    ]  # fmt: skip
+    transfers[5]["credit_account_id"] = FIRST
+    if suffix == ".avro":
+        path = tmp_path / "all.avro"
+        codec = codec_of("ledger.commands")
+        path.write_bytes(container(codec, parse_events(codec, [*accounts, *transfers]).rows))
+        with path.open("rb") as file:
+            assert len(list(fastavro.reader(file))) == 9
+    else:
+        path = tmp_path / f"all{suffix}"
+        records = [*accounts, *transfers]
+        if suffix == ".ndjson":
+            path.write_text("".join(json.dumps(record | {"id": str(record["id"])}) + "\n" for record in records))
+        else:
+            columns = list(transfers[0])
+            rows = [
+                {
+                    name: "|".join(record.get(name, [])) if name == "flags" else str(record.get(name, ""))
+                    for name in columns
+                }
+                for record in records
+            ]
+            if suffix == ".csv":
+                with path.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, columns)
+                    writer.writeheader()
+                    writer.writerows(rows)
+            else:
+                pq.write_table(pa.Table.from_pylist(rows), path)
+
+    class Breaks:
+        """A sender that the power fails on after its second request, when the ledger has it already."""
+
+        def __init__(self, client: LedgerClient) -> None:
+            self.client = client
+            self.requests = 0
+
+        def create_rows(self, rows: Any) -> list[Result]:
+            results = self.client.create_rows(rows)
+            self.requests += 1
+            if self.requests == 2:
+                raise KeyboardInterrupt
+            return results
+
+    with LedgerClient(*credentials) as client:
+        first = Import(path, batch_events=3)
+        with pytest.raises(KeyboardInterrupt):
+            first.run(Breaks(client))
+        assert first.done.records == 3
+    _, client_id, secret = credentials
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("streambank")), "ledger", "import", str(path), "--batch-events", "3"],
+        env={**variables(api.environment), "STREAMBANK_CLIENT_ID": client_id, "STREAMBANK_CLIENT_SECRET": secret},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr  # one was refused
+    assert "going on after record 3" in done.stderr
+    state = json.loads(first.state_path.read_text())
+    assert state["records"] == 9
+    assert state["results"] == {"created": 5, "exists": 3, "accounts_must_be_different": 1}
+    [refused] = [json.loads(line) for line in first.refused_path.read_text().splitlines()]
+    assert refused == {"record": 8, "id": str(FIRST + 15), "result": "accounts_must_be_different"}
+    again = Import(path)
+    assert again.run(None).records == 9  # type: ignore[arg-type] # nothing is left to send
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ImportFailed, match="not the file"):
+        Import(path)

@@ -22,6 +22,15 @@ from tests.support.stack import PrivateStack
 pytestmark = pytest.mark.stack
 
 
+VERSIONS = [
+    "0001_ledger",
+    "0002_account_version",
+    "0003_ledger_totals",
+    "0004_transfer_search",
+    "0050_ledger_metadata",
+]
+
+
 @pytest.fixture
 def postgres_environment(stack: PrivateStack) -> Settings:
     """Without the database that fixtures usually make: migrating makes it."""
@@ -38,25 +47,15 @@ def test_postgres_from_nothing_to_head_and_again(postgres_environment: Settings)
     assert sorted(applied) == [
         [],
         [],
-        ["0001_ledger", "0002_account_version", "0003_ledger_totals", "0004_transfer_search"],
+        VERSIONS,
     ]
     assert pending_postgres(environment) == []
     before = _columns(environment)
     assert {"accounts", "transfers", "sink_offsets", "dead_letters_handled"} <= {row[0] for row in before}
     downgrade_postgres(environment)
-    assert pending_postgres(environment) == [
-        "0001_ledger",
-        "0002_account_version",
-        "0003_ledger_totals",
-        "0004_transfer_search",
-    ]
+    assert pending_postgres(environment) == VERSIONS
     assert {row[0] for row in _columns(environment)} == {"alembic_version"}
-    assert migrate_postgres(environment) == [
-        "0001_ledger",
-        "0002_account_version",
-        "0003_ledger_totals",
-        "0004_transfer_search",
-    ]
+    assert migrate_postgres(environment) == VERSIONS
     assert _columns(environment) == before
 
 

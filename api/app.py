@@ -45,9 +45,11 @@ from api.ingest import LedgerIngest, WriteRoute, preferred_wait
 from api.keys import KeyStore
 from api.logs import log
 from api.market_data import MAX_MESSAGE_BYTES, FeedClient
+from api.metadata import Metadata
 from api.metrics import count, exposition, observe
 from api.notifications import NotificationRoutes, Notifications
 from api.openapi import openapi_document
+from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from api.payments import PaymentsGateway, add_payment_routes
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
@@ -55,6 +57,7 @@ from api.producer import KafkaSender
 from api.queries import Cursor, Queries
 from api.rate_limit import RateLimiter
 from api.results import ResultReader
+from api.statement_files import csv_text
 from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_order_id
 from infra.registry import schema_ids
 from infra.settings import Settings
@@ -86,6 +89,7 @@ CASE_ROUTES: Final = (
     ("POST", "/v1/fraud/cases/{id}/close", FraudCases.close_case),
 )
 MAX_FORM_BYTES: Final = 8192
+MAX_METADATA_BYTES: Final = 128 << 10
 REGISTRY_RETRY_SECONDS: Final = 1.0
 START_PATIENCE_SECONDS: Final = 5.0
 """How long a starting worker waits for Kafka and registry before it serves without them."""
@@ -175,7 +179,9 @@ class Worker:
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
         self.payments = PaymentsGateway(settings, config, self.events_limit)
-        self.document = msgspec.json.encode(add_trading(openapi_document(self.commands, self.results_codec)))
+        self.metadata = Metadata(self.queries)
+        document = openapi_document(self.commands, self.results_codec)
+        self.document = msgspec.json.encode(add_ledger(add_trading(document)))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
 
@@ -296,6 +302,13 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
+    app.router.add_get("/v1/accounts/{id}/statement.csv", _statement_file)
+    app.router.add_get("/v1/accounts/{id}/metadata", _account_metadata)
+    app.router.add_put("/v1/accounts/{id}/metadata", _account_metadata)
+    app.router.add_get("/v1/currencies", _currencies)
+    app.router.add_get("/v1/ledgers", _ledgers)
+    app.router.add_get("/v1/ledgers/{ledger}", _ledger_metadata)
+    app.router.add_put("/v1/ledgers/{ledger}", _ledger_metadata)
     app.router.add_get("/v1/transfers", _search)
     app.router.add_get("/v1/transfers/{id}", _transfer)
     for method, path, action in CASE_ROUTES:
@@ -498,6 +511,86 @@ async def _statement(request: web.Request) -> web.StreamResponse:
             Cursor.read(cursor, month) if cursor else None,
         )
         return _json(page, headers)
+
+
+async def _statement_file(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        _known_parameters(request, "ledger", "since", "until")
+        since, until = _time(request, "since", 0), _time(request, "until", TIMESTAMP_MAX)
+        account_id = _path_id(request)
+        pieces = worker.queries.entries(account_id, _number(request, "ledger", 0, 2**32 - 1, None), since, until)
+        first: list[dict[str, Any]] = await anext(pieces, [])
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/csv; charset=utf-8",
+                "Content-Disposition": f'attachment; filename="statement-{account_id}.csv"',
+                **_SECURITY_HEADERS,
+                **headers,
+                "X-Request-Id": request["trace_id"],
+            }
+        )
+        await response.prepare(request)
+        await response.write(csv_text(first, header=True))
+        try:
+            async for piece in pieces:
+                await response.write(csv_text(piece))
+        except Problem:
+            # half a statement must not look like a whole one: the connection ends without the last chunk
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the statement broke off") from None
+        await response.write_eof()
+        return response
+
+
+async def _currencies(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        return _json(worker.metadata.currencies(), headers)
+
+
+async def _ledgers(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        return _json(await worker.metadata.ledgers(), headers)
+
+
+async def _ledger_metadata(request: web.Request) -> web.StreamResponse:
+    text = request.match_info["ledger"]
+    if not _ID.fullmatch(text) or int(text) >= 2**32:
+        raise _bad_parameter("ledger", "must be an integer below 2^32", text)
+    if request.method == "PUT":
+        worker, body = await _told(request)
+        return _json(await worker.metadata.put_ledger(int(text), body))
+    async with _reading(request) as (worker, headers):
+        return _json(await worker.metadata.ledger(int(text)), headers)
+
+
+async def _account_metadata(request: web.Request) -> web.StreamResponse:
+    _known_parameters(request, "ledger")
+    account_id, ledger = _path_id(request), _number(request, "ledger", 0, 2**32 - 1, None)
+    if ledger is None:
+        raise _bad_parameter("ledger", "is needed", "nothing")
+    if request.method == "PUT":
+        worker, body = await _told(request)
+        return _json(await worker.metadata.put_account(ledger, account_id, body))
+    async with _reading(request) as (worker, headers):
+        return _json(await worker.metadata.account(ledger, account_id), headers)
+
+
+async def _told(request: web.Request) -> tuple[Worker, bytes]:
+    """The small body of a client that may write."""
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
+    await worker.events_limit.charge(principal.client_id, 1)
+    try:
+        async with asyncio.timeout(worker.config.idle_seconds):
+            body = await request.content.read(MAX_METADATA_BYTES + 1)
+            while len(body) <= MAX_METADATA_BYTES and (more := await request.content.read(MAX_METADATA_BYTES)):
+                body += more
+    except TimeoutError:
+        raise Problem("body-timeout", f"The body did not come within {worker.config.idle_seconds:g} seconds.") from None
+    if len(body) > MAX_METADATA_BYTES:
+        raise Problem("too-large", f"The body is longer than {MAX_METADATA_BYTES} bytes.")
+    return worker, body
 
 
 def _read_parameters(request: web.Request, worker: Worker, *more: str) -> tuple[int, int | None, int, float]:

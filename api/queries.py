@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
-from api.history import BALANCE_AT, SEARCH, balance_of
+from api.history import BALANCE_AT, SEARCH, STATEMENT, balance_of
 from api.logs import log
 from api.metrics import count
 from api.problems import Problem
@@ -44,6 +44,10 @@ OPEN_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.05
 CONNECT_RETRY_SECONDS: Final = 2.0
 MAX_SAFE_INTEGER: Final = 2**53
+EXPORT_SECONDS: Final = 60
+"""How long a statement's first entry, and each further piece, may take."""
+EXPORT_ROWS: Final = 2_000
+_EXPORT_TIMEOUT: Final[LiteralString] = "SET LOCAL statement_timeout = '60s'"
 
 
 _ACCOUNTS: Final[LiteralString] = """
@@ -207,6 +211,46 @@ class Queries:
             "entries": [self._entry(row._asdict()) for row in rows],
             "next_cursor": following,
         }
+
+    async def ask_primary(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows as they are now, not as a replica has them; raises `Problem` 503."""
+        return await self._ask(POSTGRES, query, parameters)
+
+    async def write(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """One statement in a transaction of its own, and the rows that it returns; raises `Problem` 503."""
+        async with (
+            self._guard(POSTGRES),
+            asyncio.timeout(self._timeout),
+            self._pools[POSTGRES].connection() as connection,
+            connection.transaction(),
+        ):
+            await connection.execute("SET TRANSACTION READ WRITE")
+            return await (await connection.execute(query, parameters)).fetchall()
+
+    async def entries(
+        self, account_id: int, ledger: int | None, since: int, until: int
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """An account's entries in a time span, oldest first, with running balances, in pieces; raises `Problem` 404,
+        409 or 503 before the first one. A piece may take the time-out of a query; all of them have none."""
+        found = self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger))
+        parameters = {
+            "id": account_id, "shards": [int(found["shard"])], "ledger": int(found["ledger"]),
+            "since": since, "at": until,
+        }  # fmt: skip
+        async with (
+            self._guard(self._readers[0]),
+            self._pools[self._readers[0]].connection() as connection,
+            connection.transaction(),
+            connection.cursor(name="statement") as cursor,
+        ):
+            async with asyncio.timeout(EXPORT_SECONDS):
+                await connection.execute(_EXPORT_TIMEOUT)
+                await cursor.execute(STATEMENT, parameters)
+                rows = await cursor.fetchmany(EXPORT_ROWS)
+            while rows:
+                yield rows
+                async with asyncio.timeout(EXPORT_SECONDS):
+                    rows = await cursor.fetchmany(EXPORT_ROWS)
 
     async def states(self) -> dict[str, bool]:
         """Whether each store answers now."""

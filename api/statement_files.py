@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-__all__ = ["COLUMNS", "write_csv", "write_parquet"]
+__all__ = ["COLUMNS", "csv_text", "write_csv", "write_parquet"]
 
 COLUMNS: Final[Mapping[str, str]] = {
     "timestamp": "int64", "entry": "string", "transfer_id": "string", "direction": "string",
@@ -31,6 +32,16 @@ def write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
             writer.writerow([row[name] for name in COLUMNS])
             count += 1
     return count
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], *, header: bool = False) -> bytes:
+    """The rows as a piece of a CSV file, as `write_csv` writes them."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if header:
+        writer.writerow(COLUMNS)
+    writer.writerows([row[name] for name in COLUMNS] for row in rows)
+    return text.getvalue().encode()
 
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path) -> int:

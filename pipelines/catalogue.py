@@ -273,6 +273,31 @@ NOTIFICATION_DEAD_LETTERS: Final = Topic(
     doc="Records and events that the notifier could not read.",
 )
 
+LEDGER_CROSS_COMMANDS: Final = Topic(
+    "ledger.cross-commands",
+    partitions=LEDGER_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="api",
+    writers="many producers",
+    doc="Transfers across ledgers as asked for, the results of their legs, and the clock.",
+)
+LEDGER_CROSS_RESULTS: Final = Topic(
+    "ledger.cross-results",
+    partitions=LEDGER_SHARDS,
+    retention_ms=7 * DAY_MS,
+    owner="ledger_saga",
+    writers="one job",
+    doc="One result per event of ledger.cross-commands, in the order of its frame.",
+)
+LEDGER_CROSS_EVENTS: Final = Topic(
+    "ledger.cross-events",
+    partitions=LEDGER_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="ledger_saga",
+    writers="one job",
+    doc="What transfers across ledgers did, and the legs that they ask the ledger for.",
+)
+
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
@@ -300,6 +325,9 @@ TOPICS: Final[dict[str, Topic]] = {
         NOTIFICATION_REQUESTS,
         NOTIFICATION_DELIVERIES,
         NOTIFICATION_DEAD_LETTERS,
+        LEDGER_CROSS_COMMANDS,
+        LEDGER_CROSS_RESULTS,
+        LEDGER_CROSS_EVENTS,
     )
 }
 
@@ -378,6 +406,17 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=PAYMENTS_SHARDS,
         max_frame_events=200,
         doc="Payments: validation, limits, duplicates, and the saga over screening and ledger.",
+    ),
+    "ledger_saga": Pipeline(
+        "ledger_saga",
+        kernel="pipelines.ledger_saga.kernel:LedgerSagaKernel",
+        inputs=(LEDGER_CROSS_COMMANDS,),
+        outputs=(LEDGER_CROSS_RESULTS, LEDGER_CROSS_EVENTS),
+        replies=LEDGER_CROSS_RESULTS,
+        dead_letters=LEDGER_DEAD_LETTERS,
+        shards=LEDGER_SHARDS,
+        max_frame_events=500,
+        doc="Transfers across ledgers, shards and currencies, as sagas of pending legs.",
     ),
 }
 

@@ -113,6 +113,14 @@ def rebuild(
     to: Annotated[
         str, typer.Option(help="Schema for the rebuilt tables; made here.", envvar="STREAMBANK_LEDGER_REBUILD_TO")
     ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Schema of a snapshot, or of an earlier rebuild, to start from; the log is read from there.",
+            envvar="STREAMBANK_LEDGER_REBUILD_FROM",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option(help="Drop an earlier schema of that name.", envvar="STREAMBANK_LEDGER_REBUILD_REPLACE")
     ] = False,
@@ -129,11 +137,26 @@ def rebuild(
     from jobs.ledger_rebuild import rebuild as run
 
     with _progress("rebuilding") as report:
-        found = asyncio.run(run(settings(), to, replace=replace, report=report))
+        found = asyncio.run(run(settings(), to, source=source, replace=replace, report=report))
     _store_json(json_path, found.as_json())
     _print_rebuild(found, stderr=str(json_path) == "-")
     if not found.ok:
         raise typer.Exit(1)
+
+
+@group.command()
+def snapshot(
+    to: Annotated[str, typer.Option(help="Schema for the copies; made here.", envvar="STREAMBANK_LEDGER_SNAPSHOT_TO")],
+    replace: Annotated[
+        bool, typer.Option(help="Drop an earlier schema of that name.", envvar="STREAMBANK_LEDGER_SNAPSHOT_REPLACE")
+    ] = False,
+) -> None:
+    """Copy the live Postgres projections as of one place in the log, for later rebuilds to start from."""
+    from infra.settings import settings
+    from jobs.ledger_rebuild import snapshot as copy
+
+    for shard, (offset, sequence) in copy(settings(), to, replace=replace).items():
+        typer.echo(f"shard {shard}: sequence {sequence:,}, next offset {offset:,}")
 
 
 @group.command()
@@ -263,6 +286,61 @@ def statement(
         typer.echo(f"{count:,} entries in {out}")
 
 
+@group.command(name="import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="NDJSON, CSV, Avro container or Parquet, by its name.", exists=True, dir_okay=False)
+    ],
+    client_id: Annotated[str, typer.Option(help="Client of the API.", envvar="STREAMBANK_CLIENT_ID")],
+    client_secret: Annotated[
+        str, typer.Option(help="Its secret; better by the variable.", envvar="STREAMBANK_CLIENT_SECRET")
+    ],
+    url: Annotated[
+        str, typer.Option(help="Of the API; the local one if not given.", envvar="STREAMBANK_LEDGER_URL")
+    ] = "",
+    batch_events: Annotated[
+        int, typer.Option(help="Events of a request.", min=1, max=5_000, envvar="STREAMBANK_LEDGER_BATCH_EVENTS")
+    ] = 5_000,
+    restart: Annotated[
+        bool, typer.Option(help="Forget how far an earlier import came.", envvar="STREAMBANK_LEDGER_RESTART")
+    ] = False,
+) -> None:
+    """Create the accounts and transfers of a file, in their order; started again, it goes on where it was.
+
+    The place is kept in FILE.import.json, what the ledger refused goes to FILE.refused.ndjson. Exit code 1 when
+    something was refused.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from api.bulk_import import Import, Imported
+    from api.client import LedgerClient
+    from infra.settings import settings
+
+    job = Import(file, batch_events=batch_events, restart=restart)
+    if job.done.records:
+        typer.echo(f"going on after record {job.done.records:,}", err=True)
+    console = Console(stderr=True)
+    with (
+        LedgerClient(url or settings().api_url, client_id, client_secret) as client,
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        ) as progress,
+    ):  # fmt: skip
+        task = progress.add_task(file.name, total=1.0, rate="")
+
+        def report(done: Imported) -> None:
+            progress.update(task, completed=job.share, rate=f"{done.records:,} records, {done.refused:,} refused")
+
+        done = job.run(client, report)
+    counts = ", ".join(f"{count:,} {result}" for result, count in done.results.most_common())
+    typer.echo(f"{done.records:,} records: {counts or 'nothing to do'}")
+    if done.refused:
+        typer.echo(f"refused ones are in {job.refused_path}", err=True)
+        raise typer.Exit(1)
+
+
 def _print_rebuild(found: Rebuild, *, stderr: bool) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -275,6 +353,8 @@ def _print_rebuild(found: Rebuild, *, stderr: bool) -> None:
             f"{part.differing:,}", "[green]ok" if part.ok else f"[red]differs[/] {part.example}",
         )  # fmt: skip
     console.print(table)
+    if found.started:
+        console.print(f"started from sequences {[place[1] for place in found.started.values()]}", highlight=False)
     console.print(
         f"{found.frames:,} frames ({found.repeated:,} repeated, {found.set_aside:,} records and events set aside) "
         f"in schema {found.schema}",

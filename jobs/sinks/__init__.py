@@ -48,6 +48,8 @@ SINKS: Final[dict[str, str]] = {
     "postgres-payments": "jobs.sinks.payments_rows:PostgresPaymentsSink",
     "cassandra-payments": "jobs.sinks.payments_rows:CassandraPaymentsSink",
     "fraud-notifications": "jobs.sinks.fraud_notifications:FraudNotificationsRelay",
+    "saga-legs": "jobs.sinks.ledger_saga:SagaLegs",
+    "saga-answers": "jobs.sinks.ledger_saga:SagaAnswers",
 }
 """What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
 command of their own."""

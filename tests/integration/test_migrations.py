@@ -28,8 +28,10 @@ VERSIONS = [
     "0003_ledger_totals",
     "0004_transfer_search",
     "0010_fraud_cases",
+    "0030_payments",
     "0040_card_vault",
     "0041_notifications",
+    "0050_ledger_metadata",
 ]
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -133,14 +133,17 @@ def ids_in_topic(environment: Settings) -> list[int]:
     return [int(event["id"]) for _, events in sorted(frames_in_topic(environment).items()) for event in events]
 
 
-def running_ledger(environment: Settings) -> AbstractContextManager[None]:
+def running_ledger(environment: Settings, produced_at: int | None = None) -> AbstractContextManager[None]:
     """The ledger's kernel behind the API."""
-    return running_system(environment, "ledger")
+    return running_system(environment, "ledger", produced_at)
 
 
 @contextmanager
-def running_system(environment: Settings, system: str) -> Iterator[None]:
-    """A system's kernel between Kafka topics in this process, at most once: enough to answer the API."""
+def running_system(environment: Settings, system: str, produced_at: int | None = None) -> Iterator[None]:
+    """A system's kernel between Kafka topics in this process, at most once: enough to answer the API.
+
+    With ``produced_at`` time stands still there, so that nothing expires however slow the machine is.
+    """
     pipeline = PIPELINES[system]
     [commands] = pipeline.inputs
     warm = InProcess(pipeline)  # compiling takes a minute, which must not fall on a request that waits
@@ -160,7 +163,10 @@ def running_system(environment: Settings, system: str) -> Iterator[None]:
                 message = consumer.poll(0.1)
                 if message is None or message.error() is not None:
                     continue
-                for output in kernels.apply(commands.name, message.value(), message.partition()):
+                frame = codec.decode(unwrap(message.value())[1])
+                if produced_at is not None:
+                    frame = replace(frame, produced_at=produced_at)
+                for output in kernels.apply_frame(frame):
                     producer.produce(environment.kafka_topic(output.topic), output.value, partition=output.shard)
                 producer.flush(10)
         except BaseException as error:

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0040_card_vault"
-down_revision = "0010_fraud_cases"
+down_revision = "0030_payments"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,401 @@
+"""The ledger over HTTP, with everything behind it: all recorded cases, history, statements as files, and metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from api.bulk_import import Import, ImportFailed
+from api.client import (
+    Account,
+    AsyncLedgerClient,
+    LedgerApiError,
+    LedgerClient,
+    Result,
+    Transfer,
+    TransferFlags,
+    container,
+)
+from infra import topics
+from infra.migrations import migrate_postgres
+from infra.registry import register
+from infra.settings import PROJECT_ROOT
+from pipelines.catalogue import LEDGER_SHARDS, TOPICS
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from tests.support.api_server import ApiServer, running_api, running_ledger, write
+from tests.support.ledger_model import BALANCES
+from tests.support.sinks import running
+from tests.support.stack import PrivateStack, variables
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+CASES: list[dict[str, Any]] = json.loads((PROJECT_ROOT / "tests" / "conformance" / "ledger.json").read_text())
+"""Recorded from a running TigerBeetle server on random operations."""
+NOW = 1_700_000_000_000_000
+U128_MAX = 2**128 - 1
+
+
+@pytest.fixture(scope="module")
+def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """Ledger and Postgres sink run behind it, and the ledger's clock stands still."""
+    environment = stack.environment("kafka", "registry", "postgres", "valkey")
+    topics.apply(environment)
+    for topic in TOPICS.values():
+        register(topic, environment)
+    migrate_postgres(environment)
+    directory = tmp_path_factory.mktemp("http")
+    with (
+        running_ledger(environment, produced_at=NOW),
+        running(environment, "postgres", directory / "sink.log"),
+        running_api(environment, directory / "api", workers=1) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def session(api: ApiServer) -> Iterator[httpx.Client]:
+    with api.session() as client:
+        yield client
+
+
+@pytest.fixture
+def credentials(api: ApiServer) -> tuple[str, str, str]:
+    return (api.url, *api.new_client("ledger:read", "ledger:write"))
+
+
+def applied(session: httpx.Client, path: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    answer = write(session, path, events, prefer="wait=30")
+    assert answer.status_code in (200, 201), answer.text
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
+class CaseOverHttp:
+    """A case in ledgers and ids of its own, all of one shard, since the ids of a case are of one ledger server."""
+
+    def __init__(self, number: int, case: dict[str, Any]) -> None:
+        self._number = number
+        self.case = case
+        self._pending_ledgers: dict[int, int] = {}
+
+    def ledger(self, ledger: int) -> int:
+        return (self._number * 1_000 + ledger) * LEDGER_SHARDS if ledger else 0
+
+    def id(self, identity: int) -> str:
+        if identity in (0, U128_MAX):
+            return str(identity)
+        return str(identity + (self._number + 1 << 64))
+
+    def account(self, event: dict[str, Any]) -> dict[str, Any]:
+        return event | {"id": self.id(event["id"]), "ledger": self.ledger(event["ledger"])}
+
+    def transfer(self, event: dict[str, Any]) -> dict[str, Any]:
+        fields = {name: value for name, value in event.items() if name not in ("debit", "credit")}
+        ledger = event.get("ledger", 0)
+        if {"post_pending_transfer", "void_pending_transfer"} & set(event.get("flags", [])):
+            # the API finds the shard by it, so here it may not be left out
+            ledger = ledger or self._pending_ledgers.get(event.get("pending_id", 0)) or 1
+        self._pending_ledgers.setdefault(event["id"], ledger)
+        return fields | {
+            "id": self.id(event["id"]),
+            "debit_account_id": self.id(event["debit"]),
+            "credit_account_id": self.id(event["credit"]),
+            "amount": str(event.get("amount", 0)),
+            "pending_id": self.id(event.get("pending_id", 0)),
+            "user_data_128": str(event.get("user_data_128", 0)),
+            "ledger": self.ledger(ledger),
+        }
+
+
+def test_all_recorded_cases(session: httpx.Client) -> None:
+    sequence = 0
+    for number, case in enumerate(CASES):
+        own = CaseOverHttp(number, case)
+        ledgers: dict[int, int] = {}
+        for step in case["steps"]:
+            if step["op"] == "create_accounts":
+                path, events = "/v1/accounts", [own.account(event) for event in step["events"]]
+                ledgers |= {
+                    event["id"]: own.ledger(event["ledger"])
+                    for event, result in zip(step["events"], step["expect"], strict=True)
+                    if result == "created"
+                }
+            else:
+                path, events = "/v1/transfers", [own.transfer(event) for event in step["events"]]
+            results = applied(session, path, events)
+            assert [result["result"] for result in results] == step["expect"], case["name"]
+            sequence = max(result["sequence"] for result in results)
+        for identity, balances in case["expected_balances"].items():
+            place = {"ledger": ledgers[int(identity)], "min_sequence": sequence}
+            found = session.get(f"/v1/accounts/{own.id(int(identity))}", params=place, headers={"Prefer": "wait=30"})
+            assert found.status_code == 200, found.text
+            row = found.json()
+            assert {name: int(row[name]) for name in BALANCES} == {name: int(balances[name]) for name in BALANCES}
+            assert row["closed"] == balances["closed"], case["name"]
+
+
+@pytest.fixture(scope="module")
+def history(session: httpx.Client) -> list[dict[str, Any]]:
+    """Twelve transfers of ledger 978 between accounts 1 and 2, as they were applied."""
+    results = applied(session, "/v1/accounts", [{"id": n, "ledger": 978, "code": 1} for n in (1, 2)])
+    assert {result["result"] for result in results} == {"created"}
+    sent = [
+        {"id": 100 + n, "debit_account_id": 1 + n % 2, "credit_account_id": 2 - n % 2, "amount": 10 + n, "ledger": 978,
+         "code": 7 + n % 3, "user_data_64": 4711 if n < 5 else 0}
+        for n in range(12)
+    ]  # fmt: skip
+    results = applied(session, "/v1/transfers", sent)
+    wait = {"ledger": 978, "min_sequence": results[-1]["sequence"]}
+    assert session.get("/v1/accounts/1", params=wait, headers={"Prefer": "wait=30"}).status_code == 200
+    return [event | {"timestamp": int(result["timestamp"])} for event, result in zip(sent, results, strict=True)]
+
+
+def test_search_in_pages(session: httpx.Client, history: list[dict[str, Any]]) -> None:
+    found: list[int] = []
+    place: dict[str, Any] = {"ledger": 978, "user_data_64": 4711, "limit": 2}
+    while True:
+        page = session.get("/v1/transfers", params=place).raise_for_status().json()
+        found += [int(transfer["id"]) for transfer in page["transfers"]]
+        if page["next_until"] is None:
+            break
+        place["until"] = page["next_until"]
+    assert found == [104, 103, 102, 101, 100]
+    both = session.get("/v1/transfers", params={"ledger": 978, "user_data_64": 4711, "code": 8}).json()["transfers"]
+    assert [int(transfer["id"]) for transfer in both] == [104, 101]
+    span = {"ledger": 978, "code": 7, "since": history[3]["timestamp"], "until": history[6]["timestamp"]}
+    assert [int(transfer["id"]) for transfer in session.get("/v1/transfers", params=span).json()["transfers"]] == [
+        106, 103,
+    ]  # fmt: skip
+    for bad in ({"code": 7}, {"ledger": 978}, {"ledger": 978, "code": 7, "since": "yesterday"}):
+        assert session.get("/v1/transfers", params=bad).status_code == 400
+
+
+def test_balance_at_each_moment(session: httpx.Client, history: list[dict[str, Any]]) -> None:
+    debits = credits_ = 0
+    for transfer in history:
+        debits += transfer["amount"] if transfer["debit_account_id"] == 1 else 0
+        credits_ += transfer["amount"] if transfer["credit_account_id"] == 1 else 0
+        answer = session.get("/v1/accounts/1/balance", params={"ledger": 978, "at": transfer["timestamp"]}).json()
+        assert (answer["debits_posted"], answer["credits_posted"]) == (debits, credits_)
+        assert int(answer["last_entry_at"]) == transfer["timestamp"]
+    before = {"ledger": 978, "at": "2001-01-01"}
+    assert session.get("/v1/accounts/1/balance", params=before).status_code == 404
+
+
+def test_statement_as_csv_with_running_balances(session: httpx.Client, history: list[dict[str, Any]]) -> None:
+    answer = session.get("/v1/accounts/1/statement.csv", params={"ledger": 978})
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [int(row["transfer_id"]) for row in rows] == [transfer["id"] for transfer in history]
+    posted = {"debit": 0, "credit": 0}
+    for row, transfer in zip(rows, history, strict=True):
+        assert row["direction"] == ("debit" if transfer["debit_account_id"] == 1 else "credit")
+        posted[row["direction"]] += transfer["amount"]
+        assert (int(row["debits_posted"]), int(row["credits_posted"])) == (posted["debit"], posted["credit"])
+    part = {"ledger": 978, "since": history[4]["timestamp"], "until": history[5]["timestamp"]}
+    rest = session.get("/v1/accounts/1/statement.csv", params=part).text.splitlines()
+    assert rest[1:] == answer.text.splitlines()[5:7]
+    assert session.get("/v1/accounts/3/statement.csv", params={"ledger": 978}).status_code == 404
+
+
+def test_ledgers_and_accounts_have_names(session: httpx.Client) -> None:
+    currencies = {found["code"]: found for found in session.get("/v1/currencies").json()["currencies"]}
+    assert currencies["JPY"] == {"code": "JPY", "number": 392, "minor_units": 0, "name": "Yen"}
+    # a currency's ledger is known without being told; another one is not
+    euro = session.get("/v1/ledgers/978").json()
+    assert (euro["currency"], euro["scale"], euro["updated_at"]) == ("EUR", 2, None)
+    assert session.get("/v1/ledgers/5000").status_code == 404
+    told = session.put("/v1/ledgers/5000", json={"name": "Card euro", "currency": "EUR"})
+    assert told.status_code == 200, told.text
+    assert (told.json()["scale"], told.json()["name"]) == (2, "Card euro")
+    points = session.put("/v1/ledgers/5001", json={"name": "Points", "scale": 0}).json()
+    assert points["currency"] is None
+    assert [found["ledger"] for found in session.get("/v1/ledgers").json()["ledgers"]] == [5000, 5001]
+    for bad in ({"name": "x"}, {"name": "x", "currency": "EURO"}, {"name": "x", "currency": "XAU"}, {"name": ""},
+                {"name": "x", "scale": 2, "colour": "red"}):  # fmt: skip
+        assert session.put("/v1/ledgers/5000", json=bad).status_code == 422, bad
+    assert session.get("/v1/ledgers/5000").json()["name"] == "Card euro"
+
+    account = "/v1/accounts/340282366920938463463374607431768211454/metadata"
+    assert session.get(account, params={"ledger": 978}).status_code == 404
+    body = {"name": "Ada Lovelace", "attributes": {"iban": "DE02120300000000202051"}}
+    assert session.put(account, params={"ledger": 978}, json=body).status_code == 200
+    found = session.get(account, params={"ledger": 978}).json()
+    assert found | body == found
+    assert found["account_id"] == "340282366920938463463374607431768211454"
+    session.put(account, params={"ledger": 978}, json={"name": "Ada King"})
+    assert session.get(account, params={"ledger": 978}).json()["attributes"] == {}
+    assert session.put(account, json=body).status_code == 400
+    anonymous = httpx.put(session.base_url.join("/v1/ledgers/1"), json={"name": "x", "scale": 0})
+    assert anonymous.status_code == 401
+
+
+class LosesAnswers(httpx.AsyncBaseTransport):
+    """Every second answer to a write is lost on its way back, and the connection with it."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self.writes = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if request.url.path.startswith("/v1"):
+            self.writes += 1
+            if self.writes % 2:
+                await response.aclose()
+                raise httpx.ReadError("lost by the test", request=request)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+LEDGER = 4_004
+FIRST = 1 << 100
+
+
+def opened(client: LedgerClient, ledger: int) -> None:
+    results = client.create_accounts([Account(FIRST + n, ledger, 1) for n in range(10)])
+    assert {result.result for result in results} <= {"created", "exists"}
+
+
+def moves(count: int, ledger: int, first: int) -> list[Transfer]:
+    return [Transfer(first + n, FIRST + n % 10, FIRST + (n + 1) % 10, n, ledger, 1) for n in range(count)]
+
+
+def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple[str, str, str]) -> None:
+    transport = LosesAnswers()
+    with LedgerClient(*credentials, transport=transport, batch_events=1_000) as client:
+        opened(client, LEDGER)
+        sent = moves(2_500, LEDGER, 1 << 90)
+        sent[1_700] = sent[1_700]._replace(debit_account_id=5)
+        # a chain over the edge of a request stays whole: its second member fails both
+        sent[999] = sent[999]._replace(flags=TransferFlags.linked)
+        sent[1_000] = sent[1_000]._replace(credit_account_id=sent[1_000].debit_account_id)
+        results = client.create_transfers(sent)
+        assert [result.id for result in results] == [transfer.id for transfer in sent]
+        failed = {at: result.result for at, result in enumerate(results) if not result.ok}
+        assert failed == {
+            999: "linked_event_failed", 1_000: "accounts_must_be_different", 1_700: "debit_account_not_found"
+        }  # fmt: skip
+        # the answers that were lost are given again: nothing is "exists"
+        assert {result.result for at, result in enumerate(results) if at not in failed} == {"created"}
+        assert transport.writes >= 6
+        account = client.account(FIRST, ledger=LEDGER, min_sequence=results[-1].sequence)
+        wanted = [transfer for at, transfer in enumerate(sent) if at not in failed]
+        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == FIRST)
+        assert client.transfer(sent[-1].id, ledger=LEDGER)["amount"] == 2_499
+        with pytest.raises(LedgerApiError, match="404 not-found"):
+            client.account(12345, ledger=LEDGER)
+        with pytest.raises(ValueError, match="amount"):
+            client.create_transfers([Transfer(1, amount=-1)])
+        with pytest.raises(ValueError, match="code"):
+            client.create_accounts([Account(1, 1, 1 << 16)])
+
+
+async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, str, str]) -> None:
+    transport = LosesAnswers()
+    async with AsyncLedgerClient(*credentials, transport=transport, in_flight=1) as client:
+        await client.create_accounts([Account(FIRST + n, LEDGER + 4, 1) for n in range(10)])
+        before = transport.writes
+        chain = [transfer._replace(flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
+        calls = [client.create_transfers([move]) for move in moves(500, LEDGER + 4, 1 << 91)]
+        *alone, open_chain = await asyncio.gather(*calls, client.create_transfers(chain))
+        assert {result.result for results in alone for result in results} == {"created"}
+        # a chain that was left open is no concern of others
+        assert [result.result for result in open_chain][-1] == "linked_event_chain_open"
+        assert transport.writes - before <= 8
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".csv", ".avro", ".parquet"])
+def test_import_of_every_format_goes_on_where_it_broke_off(
+    api: ApiServer, credentials: tuple[str, str, str], tmp_path: Path, suffix: str
+) -> None:
+    ledger = 5_008 + 4 * [".ndjson", ".csv", ".avro", ".parquet"].index(suffix)
+    accounts = [{"type": "CreateAccount", "id": FIRST + n, "ledger": ledger, "code": 1} for n in range(2)]
+    transfers = [
+        {"type": "CreateTransfer", "id": FIRST + 10 + n, "debit_account_id": FIRST, "credit_account_id": FIRST + 1,
+         "amount": 2**64 + n, "ledger": ledger, "code": 1, "flags": ["linked", "pending"] if n == 3 else []}
+        for n in range(7)
+    ]  # fmt: skip
+    transfers[5]["credit_account_id"] = FIRST
+    if suffix == ".avro":
+        path = tmp_path / "all.avro"
+        codec = codec_of("ledger.commands")
+        path.write_bytes(container(codec, parse_events(codec, [*accounts, *transfers]).rows))
+        with path.open("rb") as file:
+            assert len(list(fastavro.reader(file))) == 9
+    else:
+        path = tmp_path / f"all{suffix}"
+        records = [*accounts, *transfers]
+        if suffix == ".ndjson":
+            path.write_text("".join(json.dumps(record | {"id": str(record["id"])}) + "\n" for record in records))
+        else:
+            columns = list(transfers[0])
+            rows = [
+                {
+                    name: "|".join(record.get(name, [])) if name == "flags" else str(record.get(name, ""))
+                    for name in columns
+                }
+                for record in records
+            ]
+            if suffix == ".csv":
+                with path.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, columns)
+                    writer.writeheader()
+                    writer.writerows(rows)
+            else:
+                pq.write_table(pa.Table.from_pylist(rows), path)
+
+    class Breaks:
+        """A sender that the power fails on after its second request, when the ledger has it already."""
+
+        def __init__(self, client: LedgerClient) -> None:
+            self.client = client
+            self.requests = 0
+
+        def create_rows(self, rows: Any) -> list[Result]:
+            results = self.client.create_rows(rows)
+            self.requests += 1
+            if self.requests == 2:
+                raise KeyboardInterrupt
+            return results
+
+    with LedgerClient(*credentials) as client:
+        first = Import(path, batch_events=3)
+        with pytest.raises(KeyboardInterrupt):
+            first.run(Breaks(client))
+        assert first.done.records == 3
+    _, client_id, secret = credentials
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("streambank")), "ledger", "import", str(path), "--batch-events", "3"],
+        env={**variables(api.environment), "STREAMBANK_CLIENT_ID": client_id, "STREAMBANK_CLIENT_SECRET": secret},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr  # one was refused
+    assert "going on after record 3" in done.stderr
+    state = json.loads(first.state_path.read_text())
+    assert state["records"] == 9
+    assert state["results"] == {"created": 5, "exists": 3, "accounts_must_be_different": 1}
+    [refused] = [json.loads(line) for line in first.refused_path.read_text().splitlines()]
+    assert refused == {"record": 8, "id": str(FIRST + 15), "result": "accounts_must_be_different"}
+    again = Import(path)
+    assert again.run(None).records == 9  # type: ignore[arg-type] # nothing is left to send
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ImportFailed, match="not the file"):
+        Import(path)

@@ -186,6 +186,8 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         ):
             server.mode = "pass"
             recovered(feed)
+            # else what waits to be scored again is what finds the server broken, and no first decision does
+            wait_until(lambda: scorer.metric("streambank_fraud_rescore_waiting") == 0, 60, "all scored again")
             server.mode = mode
             found = until_the_circuit_opens(feed, reason)
             assert {one["score"] for one in found} == {None}

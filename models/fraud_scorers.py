@@ -149,15 +149,20 @@ class ServedScorer:
         try:
             return champion.number, await self._guarded(champion, vectors, end)
         except _Fault as fault:
-            left = end - loop.time()
-            if fault.reason in (UnknownReason.timeout, UnknownReason.circuit_open) or left < RETRY_SHARE * seconds:
-                raise
-            if isinstance(fault, _RefusedFault):  # perhaps it serves another champion by now
-                await self._follow(left / 2)
-                if self._champion is None or self._champion == champion:
-                    raise
-                champion = self._champion
-        return champion.number, await self._guarded(champion, vectors, end)
+            first = fault
+        left = end - loop.time()
+        if first.reason in (UnknownReason.timeout, UnknownReason.circuit_open) or left < RETRY_SHARE * seconds:
+            raise first
+        if isinstance(first, _RefusedFault):  # perhaps it serves another champion by now
+            await self._follow(left / 2)
+            if self._champion is None or self._champion == champion:
+                raise first
+            champion = self._champion
+        try:
+            return champion.number, await self._guarded(champion, vectors, end)
+        except _Fault as fault:
+            # what was wrong is what the server did, not that it is not asked a second time
+            raise first if fault.reason is UnknownReason.circuit_open else fault from None
 
     async def _guarded(self, version: _Version, vectors: NDArray[np.void], end: float) -> NDArray[np.float64]:
         """One request, if the circuit allows it."""

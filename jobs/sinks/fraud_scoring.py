@@ -383,7 +383,7 @@ class FraudScoringSink(Sink):
             return
         consumer.assign([TopicPartition(name, shard, offset)])
         while offset < end:
-            messages = consumer.consume(500, timeout=CALL_SECONDS)
+            messages = consumer.consume(min(500, end - offset), timeout=CALL_SECONDS)
             if not messages:
                 raise TopicReadError(f"{name} {shard}: the record at {offset} does not come")
             for message in messages:

@@ -146,8 +146,7 @@ class Feed:
 def test_every_transaction_is_decided_whatever_the_server_does(
     environment: Settings, registry: Registry, server: FaultyModelServer, frames: list[Frame], tmp_path: Path
 ) -> None:
-    options = {"deadline_ms": str(DEADLINE_MS), "failures_to_open": "2", "open_seconds": "0.3"}
-    unknown = 0
+    options = {"deadline_ms": str(DEADLINE_MS), "failures_to_open": "2", "open_seconds": "1"}
 
     with (
         DecisionLog(environment, range(SHARDS)) as log,
@@ -177,7 +176,6 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         assert {one["unknown_reason"] for one in found} == {"refused"}
         assert server.asked >= asked + 12
         assert scorer.metric("streambank_fraud_circuit_open") == 0
-        unknown += len(found)
 
         for mode, reason in (
             ("server_error", "server_error"),
@@ -188,14 +186,13 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         ):
             server.mode = "pass"
             recovered(feed)
+            # else what waits to be scored again is what finds the server broken, and no first decision does
+            wait_until(lambda: scorer.metric("streambank_fraud_rescore_waiting") == 0, 60, "all scored again")
             server.mode = mode
-            for _ in range(2):
-                found = feed.through(2)
-                assert {one["unknown_reason"] for one in found} <= {reason, "circuit_open"}, mode
-                unknown += len(found)
+            found = until_the_circuit_opens(feed, reason)
             assert {one["score"] for one in found} == {None}
-            assert {one["decision"] for one in found if int(one["amount"]) > 10_000} <= {"review"}
-            assert {one["decision"] for one in found if int(one["amount"]) <= 10_000} == {"approve"}
+            assert {one["decision"] for one in found if one["amount"] > 10_000} <= {"review"}
+            assert {one["decision"] for one in found if one["amount"] <= 10_000} <= {"approve"}
             counted(scorer, reason)
             counted(scorer, "circuit_open")
         server.mode = "slow"
@@ -208,7 +205,7 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         sent_ids = [name for frame in feed.sent for name in frame.events.view(VECTORS)["transaction_id_lo"].tolist()]
         assert sorted(int(one["transaction_id"]) for one in first) == sorted(sent_ids)
         without = {one["transaction_id"] for one in first if one["unknown_reason"] != "none"}
-        assert len(without) >= unknown
+        assert len(without) > 100
         wait_until(lambda: scorer.metric("streambank_fraud_unknown_total") == len(without), 30, "UNKNOWN is counted")
         again = wait_until(
             lambda: (lines := rescored(environment, range(SHARDS))) and len(lines) >= len(without) and lines,
@@ -250,6 +247,20 @@ def flat(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def without_challenger(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if not name.startswith("challenger")} for one in decisions]
+
+
+def until_the_circuit_opens(feed: Feed, reason: str) -> list[dict[str, Any]]:
+    """Decisions of frames one after the other until the server was asked, failed, and is not asked any more."""
+    found: list[dict[str, Any]] = []
+
+    def both() -> bool:
+        found.extend(feed.through(1))
+        reasons = {one["unknown_reason"] for one in found}
+        assert reasons <= {reason, "circuit_open"}
+        return len(reasons) == 2
+
+    wait_until(both, 60, f"the circuit opens after {reason}")
+    return found
 
 
 def counted(scorer: ScorerProcess, reason: str) -> None:

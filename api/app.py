@@ -29,22 +29,32 @@ from api.config import ApiSettings
 from api.docs_page import PAGE, POLICY
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
-from api.ingest import Ingest, WriteRoute, preferred_wait
+from api.ingest import LedgerIngest, WriteRoute, preferred_wait
 from api.keys import KeyStore
 from api.logs import log
+from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metadata import Metadata
 from api.metrics import count, exposition, observe
 from api.openapi import openapi_document
 from api.openapi_ledger import add_ledger
+from api.openapi_trading import add_trading
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
 from api.producer import KafkaSender
 from api.queries import Cursor, Queries
 from api.rate_limit import RateLimiter
 from api.results import ResultReader
 from api.statement_files import csv_text
+from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_order_id
 from infra.registry import schema_ids
 from infra.settings import Settings
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_SHARDS, PIPELINES
+from pipelines.catalogue import (
+    LEDGER_COMMANDS,
+    LEDGER_RESULTS,
+    LEDGER_SHARDS,
+    MATCHING_COMMANDS,
+    MATCHING_REPORTS,
+    PIPELINES,
+)
 from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import StreambankError
 from pipelines.frames import Events, Frame
@@ -125,7 +135,7 @@ class Worker:
             buffered_events=config.buffered_events,
         )
         self.results = ResultReader(settings, LEDGER_RESULTS)
-        self.ingest = Ingest(
+        self.ingest = LedgerIngest(
             config, self.commands, self.results_codec, self.batcher, self.results, self.events_limit, self.idempotency
         )
         account, transfer = (self.commands.event_type(name) for name in ("CreateAccount", "CreateTransfer"))
@@ -136,13 +146,19 @@ class Worker:
             transfer_flags=transfer.field("flags").flags,
         )
         self.metadata = Metadata(self.queries)
-        self.document = msgspec.json.encode(add_ledger(openapi_document(self.commands, self.results_codec)))
+        self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
+        self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
+        self.document = msgspec.json.encode(
+            add_trading(add_ledger(openapi_document(self.commands, self.results_codec)))
+        )
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         # Compiling (or loading the cached) codec takes seconds, which must not fall on the first request.
-        await asyncio.to_thread(_warm, self.commands, self.results_codec)
+        await asyncio.to_thread(
+            _warm, self.commands, self.results_codec, codec_of(MATCHING_COMMANDS.name), codec_of(MATCHING_REPORTS.name)
+        )
         # A restarted worker must not refuse what its siblings accept, so it gets ready before it serves; but without
         # Kafka or registry it serves too: tokens, queries, and 503 for writes.
         learning = asyncio.create_task(self._learn_schema_id())
@@ -150,6 +166,7 @@ class Worker:
         await asyncio.gather(
             asyncio.wait([learning], timeout=START_PATIENCE_SECONDS),
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.trading.reports.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
 
@@ -159,15 +176,26 @@ class Worker:
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                await self.batcher.drain()
-        await asyncio.to_thread(self.sender.close)
-        await asyncio.to_thread(self.results.close)
+                await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
+        for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
+            await asyncio.to_thread(part.close)
         await self.queries.close()
+        await self.trading.books.close()
         await self.idempotency.close()
         await self.events_limit.close()
         await self.tokens_limit.close()
+        await self.orders_limit.close()
         if self.jwks is not None:
             await self.jwks.close()
+
+    async def serve_grpc(self) -> Any:
+        """The running gRPC server; loaded only where it is wanted."""
+        from api.grpc_auth import GrpcAccess
+        from api.grpc_server import start_grpc
+        from api.grpc_trading import TradingService
+
+        access = GrpcAccess(self.authenticator, self.events_limit)
+        return await start_grpc(self.settings, self.config, [TradingService(self.trading, access).add_to])
 
     async def kafka_answers(self) -> bool:
         """Whether the broker answers and has the topic; asked at most once a second."""
@@ -179,10 +207,11 @@ class Worker:
 
     async def _learn_schema_id(self) -> None:
         said = ""
-        while self.sender.schema_id is None:
+        while self.sender.schema_id is None or self.trading.sender.schema_id is None:
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
+                self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]
             except StreambankError as error:
                 if str(error) != said:
                     said = str(error)
@@ -207,12 +236,23 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
         worker = Worker(settings, config)
         app[WORKER] = worker
         await worker.open()
+        grpc_server = await worker.serve_grpc() if config.grpc_port else None
         yield
+        if grpc_server is not None:
+            await grpc_server.stop(config.drain_seconds)
         await worker.close()
 
     app.cleanup_ctx.append(life)
     for route in WRITE_ROUTES:
         app.router.add_post(route.path, partial(_write, route))
+    for route in ORDER_ROUTES:
+        app.router.add_post(route.path, partial(_order, route))
+    app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
+    app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
+    app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
+    app.router.add_get("/v1/orders/{id}", _find_order)
+    app.router.add_get("/v1/books/{symbol}", _book)
+    app.router.add_get("/v1/market-data", _market_data)
     app.router.add_get("/v1/accounts/{id}", _account)
     app.router.add_get("/v1/accounts/{id}/statement", _statement)
     app.router.add_get("/v1/accounts/{id}/balance", _balance)
@@ -296,11 +336,29 @@ async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     return await worker.ingest.handle(request, route, principal)
 
 
+async def _order(route: WriteRoute, request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:write")
+    return await worker.trading.ingest.handle(request, route, principal)
+
+
+async def _order_change(kind: str, request: web.Request) -> web.StreamResponse:
+    return await _order(order_route(kind, request.match_info["id"]), request)
+
+
+async def _trading_admin(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:admin")
+    _known_parameters(request, "symbol")
+    ingest = worker.trading.ingest.for_admin(request.query.get("symbol"))
+    return await ingest.handle(request, ADMIN_ROUTE, principal)
+
+
 @asynccontextmanager
-async def _reading(request: web.Request) -> AsyncIterator[tuple[Worker, dict[str, str]]]:
+async def _reading(request: web.Request, scope: str = "ledger:read") -> AsyncIterator[tuple[Worker, dict[str, str]]]:
     """A query of a client that may read and has not asked too much; yields the headers of its answer."""
     worker = request.app[WORKER]
-    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:read")
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), scope)
     allowance = await worker.events_limit.charge(principal.client_id, 1)
     headers = allowance.headers()
     try:
@@ -308,6 +366,39 @@ async def _reading(request: web.Request) -> AsyncIterator[tuple[Worker, dict[str
     except Problem as problem:
         problem.headers |= headers
         raise
+
+
+async def _find_order(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, headers):
+        _known_parameters(request, "symbol")
+        symbol = request.query.get("symbol", "")
+        if not symbol:
+            raise _bad_parameter("symbol", "is needed: it says in which shard the order is", "nothing")
+        order = await worker.trading.books.order(symbol, read_order_id(request.match_info["id"]))
+        if order is None:
+            raise Problem("not-found", f"No order {request.match_info['id'][:40]} of {symbol[:40]} is known.")
+        return _json(order, headers)
+
+
+async def _book(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, headers):
+        _known_parameters(request, "depth")
+        depth = _number(request, "depth", 0, MAX_PAGE, DEFAULT_PAGE)
+        book = await worker.trading.books.book(request.match_info["symbol"])
+        if book is None:
+            raise Problem("not-found", f"Nothing was ever traded or ordered in {request.match_info['symbol'][:40]}.")
+        return _json(book | {side: book[side][:depth] for side in ("bids", "asks")}, headers)
+
+
+async def _market_data(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, "orders:read") as (worker, _):
+        _known_parameters(request)
+        socket = web.WebSocketResponse(heartbeat=20, max_msg_size=MAX_MESSAGE_BYTES, compress=False)
+        if not socket.can_prepare(request).ok:
+            raise Problem("bad-header", "This route is a WebSocket (RFC 6455); send an upgrade.", header="Upgrade")
+        await socket.prepare(request)
+        await FeedClient(worker.trading.feed, socket).run()
+        return socket
 
 
 async def _account(request: web.Request) -> web.StreamResponse:

@@ -112,6 +112,7 @@ class Batcher:
     ) -> None:
         self._codec = codec
         self._sender = sender
+        self.shards = shards
         self._event_bytes = MAX_BYTES_PER_WORD * codec.row_words
         self._frame_bytes = frame_bytes - HEADER_BYTES
         self.frame_events = min(frame_events, self._frame_bytes // self._event_bytes)
@@ -220,7 +221,7 @@ class Batcher:
 
     def _count_buffered(self, change: int) -> None:
         self._buffered += change
-        gauge("streambank_api_buffered_events", self._buffered)
+        gauge("streambank_api_buffered_events", change)
         if self._buffered * 2 <= self._buffered_limit:
             self._room.set()
         if self._buffered:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 import fastavro
@@ -179,10 +180,17 @@ class BodyReader:
                 raise Problem("malformed-avro", f"A number near byte {self._read} has too many bytes.")
 
 
-def parse_json(body: bytes, codec: FrameCodec, implied: str | None, max_events: int) -> tuple[Parsed, bool]:
+def parse_json(
+    body: bytes,
+    codec: FrameCodec,
+    implied: str | None,
+    max_events: int,
+    implied_fields: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Parsed, bool]:
     """The events of a JSON body and whether it was an array; raises `Problem` 400 for what is not JSON.
 
-    ``implied`` is the event type that the route implies, None where each event names its own.
+    ``implied`` is the event type that the route implies, None where each event names its own. With ``implied_fields``
+    the body is one object, which may repeat but not contradict them.
     """
     if not body.strip():
         raise Problem("empty-body", "The body is empty; send an event or an array of events.")
@@ -191,12 +199,27 @@ def parse_json(body: bytes, codec: FrameCodec, implied: str | None, max_events: 
     except (msgspec.DecodeError, RecursionError) as error:
         raise Problem("malformed-json", f"{error}.") from None
     is_array = isinstance(found, list)
+    if implied_fields:
+        found = _completed(found, implied_fields)
     records = found if is_array else [found]
     if not records:
         raise Problem("empty-body", "The array is empty; send at least one event.")
     if len(records) > max_events:
         raise Problem("too-large", f"The array has {len(records)} events, at most {max_events}; send NDJSON.")
     return _parse_records(codec, list(enumerate(records)), implied), is_array
+
+
+def _completed(found: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise Problem("invalid-event", "The body must be one JSON object.", errors=[
+            {"pointer": "", "detail": "must be an object"}
+        ])  # fmt: skip
+    for name, value in fields.items():
+        if found.get(name, value) not in (value, str(value)):
+            raise Problem("invalid-event", "The body contradicts the path.", errors=[
+                {"pointer": f"/{name}", "detail": f"must be {value} or left out, as the path names it"}
+            ])  # fmt: skip
+    return {**found, **fields}
 
 
 async def read_ndjson(
@@ -262,7 +285,9 @@ def _parse_records(codec: FrameCodec, records: Sequence[tuple[int, Any]], implie
             record["type"] = implied
         try:
             if implied is not None and type(record) is dict and record["type"] != implied:
-                raise FieldError("type", f"this route takes {implied} only; leave it out or use /v1/ledger/events")
+                raise FieldError(
+                    "type", f"this route takes {implied} only; leave it out or use a route for several types"
+                )
             words.extend(parse_event(codec, record, heap))
         except FieldError as error:
             bad.append(BadEvent(position, tuple(_all_errors(codec, record, error)), linked=_linked(record)))

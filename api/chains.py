@@ -9,6 +9,7 @@ A chain is a run of ``linked`` events and the first event after them that is not
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,14 @@ from api.bodies import BadEvent, Parsed
 from pipelines.codec import FrameCodec
 from pipelines.frames import Events, Rows
 
-__all__ = ["Chains"]
+__all__ = ["Chains", "NoChains"]
 
 Flagger = Callable[[Rows], NDArray[np.bool_]]
-Sharder = Callable[[Rows], NDArray[np.int64]]
+Sharder = Callable[[Events], NDArray[np.int64]]
 
 
 class Chains:
-    """Feeds one body's chunks through. ``linked`` and ``shards`` tell of each row whether it is, and where it goes."""
+    """Feeds one body's chunks through. ``linked`` and ``shards`` tell whether an event is, and where it goes."""
 
     def __init__(self, codec: FrameCodec, linked: Flagger, shards: Sharder) -> None:
         self._codec = codec
@@ -49,7 +50,7 @@ class Chains:
         positions = np.array([*parsed.positions, *(event.position for event in parsed.bad)], np.int64)
         order = np.argsort(positions, kind="stable")
         linked = np.concatenate([linked_good, np.array([event.linked for event in parsed.bad], np.bool_)])[order]
-        shards = np.concatenate([self._shards(parsed.events.rows), np.full(len(parsed.bad), -1, np.int64)])[order]
+        shards = np.concatenate([self._shards(parsed.events), np.full(len(parsed.bad), -1, np.int64)])[order]
         starts = np.flatnonzero(np.concatenate([[True], ~linked[:-1]]))
         chain = np.cumsum(np.concatenate([[False], ~linked[:-1]]))
         lowest = np.minimum.reduceat(shards, starts)
@@ -88,6 +89,18 @@ class Chains:
         parts = [part.events for part in (first, second) if len(part.events)]
         events = concatenate(self._codec, parts) if parts else Events(self._codec.new_rows(0))
         return Parsed(events, first.positions + second.positions, first.bad + second.bad)
+
+
+class NoChains:
+    """In the place of `Chains` for a system whose events are not linked."""
+
+    held_events: Final = 0
+
+    def feed(self, parsed: Parsed, *, last: bool = False) -> Parsed:
+        return parsed
+
+    def finish(self) -> Parsed:
+        return Parsed(Events(np.empty((0, 1), np.int64)), [])
 
 
 def _reason(split: bool) -> dict[str, str]:

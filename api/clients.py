@@ -26,6 +26,9 @@ __all__ = ["SCOPES", "Client", "ClientError", "ClientStore"]
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
     "ledger:read": "Read balances, statements and transfers.",
+    "orders:write": "Enter, amend and cancel orders.",
+    "orders:read": "Read orders, books and market data.",
+    "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
 }
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""

@@ -7,6 +7,7 @@ seconds unless the name says otherwise.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +22,10 @@ class ApiSettings(BaseSettings):
 
     workers: int = Field(2, ge=1, le=64, description="Worker processes.")
     drain_seconds: float = Field(10, gt=0, description="Time for a stopping worker to answer what it accepted.")
+
+    grpc_port: int = Field(0, ge=0, le=65535, description="Port of the gRPC services; 0: none.")
+    grpc_certificate: Path | None = Field(None, description="PEM certificate chain of the gRPC port; without, no TLS.")
+    grpc_key: Path | None = Field(None, description="PEM private key of the certificate.")
 
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body (one event or an array).")
     max_bulk_bytes: int = Field(1 << 30, ge=1024, description="Largest NDJSON or Avro body; it is streamed.")
@@ -39,6 +44,7 @@ class ApiSettings(BaseSettings):
     wait_seconds: int = Field(30, ge=0, le=300, description="Longest `Prefer: wait` that is honoured.")
 
     events_per_minute: int = Field(6_000_000, ge=1, description="Events a client may send a minute; a request is one.")
+    orders_per_minute: int = Field(6_000_000, ge=1, description="Commands an account may be sent a minute, by anybody.")
     token_attempts_per_minute: int = Field(60, ge=1, description="Token requests a minute per client id and address.")
 
     token_seconds: int = Field(300, ge=30, le=3600, description="Lifetime of an access token.")
@@ -56,6 +62,10 @@ class ApiSettings(BaseSettings):
     def _check(self) -> ApiSettings:
         if self.jwks_url and not self.issuer:
             raise ValueError("STREAMBANK_API_JWKS_URL needs STREAMBANK_API_ISSUER, the `iss` of its tokens")
+        if (self.grpc_certificate is None) != (self.grpc_key is None):
+            raise ValueError(
+                "STREAMBANK_API_GRPC_CERTIFICATE and STREAMBANK_API_GRPC_KEY belong together: set both or none"
+            )
         return self
 
 

@@ -1,18 +1,22 @@
 """Writes: events from a body to Kafka, and the answer once Kafka has acknowledged all of them.
 
+`Ingest` is what all systems' write routes share; `LedgerIngest` knows the ledger's events. A system says which shard an
+event goes to, what cannot be routed, how its events are listed in an answer, and what its replies look like.
+
 - One JSON event or an array is all or nothing: anything wrong is a 422 that lists every bad field.
 - NDJSON and Avro are taken event by event: good ones are accepted, bad ones are listed. 202 when all were accepted,
   207 when some were, 422 when none was.
 - Nothing is acknowledged before Kafka did, with all in-sync replicas. A 503 means that events may or may not be in
-  the log: sending the same events again is safe, because the ledger applies an id once.
+  the log: sending the same events again is safe, because the system applies an id once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -35,19 +39,19 @@ from api.bodies import (
     read_avro,
     read_ndjson,
 )
-from api.chains import Chains
+from api.chains import Chains, NoChains
 from api.config import ApiSettings
 from api.idempotency import IdempotencyStore, Reservation, StoredAnswer, parse_key
 from api.metrics import count
 from api.problems import Problem, problem_response
 from api.rate_limit import Allowance, RateLimiter
 from api.results import ResultReader, Waiter
-from pipelines.catalogue import LEDGER_SHARDS
+from pipelines.catalogue import ALL_SHARDS, LEDGER_SHARDS
 from pipelines.codec import FrameCodec
 from pipelines.event_json import render_events
 from pipelines.frames import Events, Rows
 
-__all__ = ["Ingest", "WriteRoute", "preferred_wait"]
+__all__ = ["Ingest", "LedgerIngest", "SentRun", "WriteRoute", "preferred_wait", "without"]
 
 LISTED_EVENTS: Final = 100
 LISTED_FRAMES: Final = 100
@@ -64,10 +68,12 @@ KEPT_STATUSES: Final = frozenset({200, 201, 202, 207, 422})
 
 @dataclass(frozen=True, slots=True)
 class WriteRoute:
-    """A route's path and its event types; ``implied`` when it takes one only."""
+    """A route's path and its event types; ``implied`` when it takes one only. With ``implied_fields``, which the path
+    gives, the body is one JSON object without them."""
 
     path: str
     event_types: tuple[str, ...]
+    implied_fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def implied(self) -> str | None:
@@ -75,12 +81,16 @@ class WriteRoute:
 
 
 @dataclass(slots=True)
-class _Run:
-    """A run on its way, where its events were in the body, and who waits for its results."""
+class SentRun:
+    """A run on its way, where its events were in the body, and who waits for its results.
+
+    ``counted`` tells which of its events count for the answer: one that goes to every shard counts once.
+    """
 
     run: Run
     positions: list[int]
     waiter: Waiter | None
+    counted: list[bool]
 
 
 @dataclass(slots=True)
@@ -89,9 +99,9 @@ class _Sent:
 
     position_name: str
     waits: bool
-    pending: deque[_Run] = field(default_factory=deque)
+    pending: deque[SentRun] = field(default_factory=deque)
     pending_events: int = 0
-    waiting: list[_Run] = field(default_factory=list)
+    waiting: list[SentRun] = field(default_factory=list)
     accepted: int = 0
     refused: int = 0
     frames: list[dict[str, Any]] = field(default_factory=list)
@@ -108,8 +118,8 @@ class _Sent:
         return document
 
 
-class Ingest:
-    """The write routes of one worker."""
+class Ingest(ABC):
+    """The write routes of one system in one worker."""
 
     def __init__(
         self,
@@ -135,17 +145,35 @@ class Ingest:
             line_bytes=config.max_line_bytes,
             idle_seconds=config.idle_seconds,
         )
-        self._ledger_words = {event_type.kind: event_type.field("ledger").word for event_type in codec.event_types}
-        self._id_words = {event_type.kind: event_type.field("id").word for event_type in codec.event_types}
-        self._flags_words = flags_words(codec)
-        self._closes_pending = {
-            kind: bit | flag_bits(codec, "void_pending_transfer")[kind]
-            for kind, bit in flag_bits(codec, "post_pending_transfer").items()
-        }
+
+    @abstractmethod
+    def _shards(self, events: Events) -> NDArray[np.int64]:
+        """The shard of each event, or `ALL_SHARDS`; shape (n,)."""
+
+    @abstractmethod
+    def _described(self, events: Events) -> list[dict[str, Any]]:
+        """What the answer says of each event besides its position and shard."""
+
+    @abstractmethod
+    def _results_of(self, entry: SentRun, sequence: int, replies: Events) -> list[dict[str, Any]]:
+        """The replies to a run, each with its position in the body."""
+
+    @abstractmethod
+    def _verdict(self, results: list[dict[str, Any]], sent: _Sent, is_array: bool) -> tuple[int, dict[str, str]]:
+        """Status (200 or 201) and headers of an answer with these results."""
+
+    def _routable(self, parsed: Parsed) -> Parsed:
+        """Refuse what does not say where it goes."""
+        return parsed
+
+    async def _admit(self, parsed: Parsed) -> None:  # noqa: B027 - most systems limit nothing else
+        """Charge what a system limits besides the client's events; raises `Problem` 429."""
 
     async def handle(self, request: web.Request, route: WriteRoute, principal: Principal) -> web.Response:
         """Answer a write of ``principal``, once per Idempotency-Key."""
         kind = body_format(request.headers.get("Content-Type", ""), request.headers.get("Content-Encoding"))
+        if route.implied_fields and kind != "json":
+            raise Problem("unsupported-media-type", "This route takes one JSON object.", supported=["application/json"])
         key = parse_key(request.headers.get("Idempotency-Key"))
         wait = preferred_wait(request.headers.getall("Prefer", []), self._config.wait_seconds)
         fingerprint = hashlib.sha256()
@@ -155,7 +183,7 @@ class Ingest:
             idle_seconds=self._limits.idle_seconds,
             seen=fingerprint.update,
         )
-        reservation = await self._keys.reserve(principal.client_id, route.path, key)
+        reservation = await self._keys.reserve(principal.client_id, request.path, key)
         if reservation.answer is not None:
             await body.skip()
             return self._replayed(reservation.answer, fingerprint.hexdigest())
@@ -240,11 +268,10 @@ class Ingest:
             if results is not None:
                 document["results"] = results
                 headers["Preference-Applied"] = f"wait={wait:g}"
+                status_of_results, more = self._verdict(results, sent, is_array)
+                headers |= more
                 if not sent.refused:
-                    status = 201 if all(result["result"] == "created" for result in results) else 200
-                if status == 201 and not is_array:
-                    what = "accounts" if results[0]["type"] == "AccountResult" else "transfers"
-                    headers["Location"] = f"/v1/{what}/{results[0]['id']}?ledger={sent.events[0]['ledger']}"
+                    status = status_of_results
         return web.Response(
             status=status, body=msgspec.json.encode(document), content_type="application/json", headers=headers
         )
@@ -252,7 +279,9 @@ class Ingest:
     async def _accept_json(
         self, body: BodyReader, route: WriteRoute, principal: Principal, sent: _Sent
     ) -> tuple[Allowance, bool]:
-        parsed, is_array = parse_json(await body.whole(), self._codec, route.implied, self._limits.bulk_events)
+        parsed, is_array = parse_json(
+            await body.whole(), self._codec, route.implied, self._limits.bulk_events, route.implied_fields
+        )
         parsed = self._chains().feed(self._routable(parsed), last=True)
         if parsed.bad:
             count("streambank_api_events_refused", by=len(parsed.bad))
@@ -266,7 +295,7 @@ class Ingest:
                     for error in bad.errors
                 ],
             )
-        allowance = await self._limiter.charge(principal.client_id, len(parsed.positions))
+        allowance = await self._charge(principal, parsed)
         self._submit(parsed, sent)
         await self._settle(sent)
         if sent.failure:
@@ -282,7 +311,7 @@ class Ingest:
                 self._report(sent, parsed.bad)
                 if not parsed.positions:
                     continue
-                allowance = await self._charge_patiently(principal, len(parsed.positions))
+                allowance = await self._charge_patiently(principal, parsed)
                 try:
                     await self._batcher.room(BULK_PATIENCE_SECONDS)
                 except BufferFull as error:
@@ -318,43 +347,22 @@ class Ingest:
         if rest.positions or rest.bad:
             yield rest
 
-    def _chains(self) -> Chains:
+    def _chains(self) -> Chains | NoChains:
         return Chains(self._codec, self._batcher.linked, self._shards)
-
-    def _routable(self, parsed: Parsed) -> Parsed:
-        """A post or void may leave the ledger out where there is one shard; here the ledger says which shard."""
-        rows = parsed.events.rows
-        lost = np.zeros(len(rows), np.bool_)
-        for kind, bits in self._closes_pending.items():
-            lost |= (
-                (rows[:, 0] == kind)
-                & ((rows[:, self._flags_words[kind]] & bits) != 0)
-                & (rows[:, self._ledger_words[kind]] == 0)
-            )
-        return _without(
-            parsed, lost, self._batcher.linked,
-            {"pointer": "/ledger", "detail": "must name the pending transfer's ledger, which finds its shard"},
-        )  # fmt: skip
-
-    def _ledgers(self, rows: Rows) -> NDArray[np.int64]:
-        ledgers = np.zeros(len(rows), np.int64)
-        for kind, word in self._ledger_words.items():
-            of_kind = rows[:, 0] == kind
-            ledgers[of_kind] = rows[of_kind, word]
-        return ledgers
-
-    def _shards(self, rows: Rows) -> NDArray[np.int64]:
-        shards: NDArray[np.int64] = self._ledgers(rows) % LEDGER_SHARDS
-        return shards
 
     def _submit(self, parsed: Parsed, sent: _Sent) -> None:
         """Put a chunk's events on their lanes, all or none; `_settle` awaits them."""
-        shards = self._shards(parsed.events.rows)
+        shards = self._shards(parsed.events)
+        everywhere = shards == ALL_SHARDS
+        targets = range(self._batcher.shards) if everywhere.any() else np.unique(shards).tolist()
         positions = np.array(parsed.positions, np.int64)
         sent.waits = sent.waits and sent.accepted + sent.pending_events + len(positions) <= WAITED_EVENTS
-        planned: list[_Run] = []
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
+        planned: list[SentRun] = []
+        for shard in targets:
+            here = (shards == shard) | everywhere
+            counted = (~everywhere[here] | (shard == 0)).tolist()
+            if not counted:
+                continue
             mine = parsed.events if here.all() else Events(parsed.events.rows[here], parsed.events.heap)
             try:
                 runs = self._batcher.runs(shard, mine)
@@ -368,14 +376,14 @@ class Ingest:
                 if sent.waits:
                     waiter = self._results.waiter()
                     run.expect = partial(self._results.expect, waiter)
-                planned.append(_Run(run, at[start:stop], waiter))
+                planned.append(SentRun(run, at[start:stop], waiter, counted[start:stop]))
                 start = stop
         try:
             self._batcher.submit([entry.run for entry in planned])
         except BufferFull as error:
             raise _overloaded(error) from error
         sent.pending += planned
-        sent.pending_events += len(positions)
+        sent.pending_events += sum(len(entry.positions) for entry in planned)
         sent.waiting += [entry for entry in planned if entry.waiter is not None]
 
     async def _settle(self, sent: _Sent, events: int = 0) -> None:
@@ -387,31 +395,22 @@ class Ingest:
             except DeliveryError as error:
                 sent.failure = str(error)
             else:
-                self._enter(sent, entry.run, entry.positions, placed)
+                self._enter(sent, entry, placed)
             sent.pending.popleft()
             sent.pending_events -= len(entry.positions)
 
-    def _enter(self, sent: _Sent, run: Run, positions: list[int], placed: Placed) -> None:
-        sent.accepted += len(positions)
+    def _enter(self, sent: _Sent, entry: SentRun, placed: Placed) -> None:
+        sent.accepted += sum(entry.counted)
         if len(sent.frames) < LISTED_FRAMES:
             sent.frames.append(
-                {"shard": placed.shard, "offset": placed.offset, "events": len(positions), "trace": placed.trace}
+                {"shard": placed.shard, "offset": placed.offset, "events": len(entry.positions), "trace": placed.trace}
             )
         if sent.accepted <= LISTED_EVENTS:
-            ledgers = self._ledgers(run.events.rows).tolist()
-            for position, ledger, record in zip(positions, ledgers, self._ids(run.events.rows), strict=True):
-                sent.events.append(
-                    {sent.position_name: position, "id": record, "ledger": ledger, "shard": placed.shard}
-                )
+            described = self._described(entry.run.events)
+            for position, description, counted in zip(entry.positions, described, entry.counted, strict=True):
+                if counted:
+                    sent.events.append({sent.position_name: position, **description, "shard": placed.shard})
             sent.events.sort(key=lambda event: int(event[sent.position_name]))
-
-    def _ids(self, rows: Rows) -> list[int | str]:
-        ids: list[int | str] = []
-        for row in rows.tolist():
-            word = self._id_words[row[0]]
-            value = (row[word] & 2**64 - 1) | (row[word + 1] & 2**64 - 1) << 64
-            ids.append(value if value <= 2**53 else str(value))
-        return ids
 
     async def _await_results(self, sent: _Sent, deadline: float) -> list[dict[str, Any]] | None:
         """The results of all events in the body's order, or None when not all came in time."""
@@ -422,17 +421,24 @@ class Ingest:
             return None
         results: list[dict[str, Any]] = []
         for entry, (sequence, events) in zip(sent.waiting, answers, strict=True):
-            for position, record in zip(entry.positions, render_events(self._results_codec, events), strict=True):
-                results.append({sent.position_name: position, **record, "shard": entry.run.shard, "sequence": sequence})
+            results += [
+                {sent.position_name: result.pop("position"), **result}
+                for result in self._results_of(entry, sequence, events)
+            ]
         results.sort(key=lambda result: int(result[sent.position_name]))
         return results
 
-    async def _charge_patiently(self, principal: Principal, cost: int) -> Allowance:
+    async def _charge(self, principal: Principal, parsed: Parsed) -> Allowance:
+        allowance = await self._limiter.charge(principal.client_id, len(parsed.positions))
+        await self._admit(parsed)
+        return allowance
+
+    async def _charge_patiently(self, principal: Principal, parsed: Parsed) -> Allowance:
         """Charge a chunk; a body that is ahead of its limit is read more slowly rather than refused half-way."""
         patience = BULK_PATIENCE_SECONDS
         while True:
             try:
-                return await self._limiter.charge(principal.client_id, cost)
+                return await self._charge(principal, parsed)
             except Problem as problem:
                 wait = float(problem.headers.get("Retry-After", "60"))
                 if wait > patience:
@@ -451,6 +457,83 @@ class Ingest:
             sent.errors.append({sent.position_name: event.position, "errors": list(event.errors)})
 
 
+class LedgerIngest(Ingest):
+    """Accounts and transfers. An event's shard is its ledger's; a linked chain stays together."""
+
+    def __init__(
+        self,
+        config: ApiSettings,
+        codec: FrameCodec,
+        results_codec: FrameCodec,
+        batcher: Batcher,
+        results: ResultReader,
+        limiter: RateLimiter,
+        keys: IdempotencyStore,
+    ) -> None:
+        super().__init__(config, codec, results_codec, batcher, results, limiter, keys)
+        self._ledger_words = {event_type.kind: event_type.field("ledger").word for event_type in codec.event_types}
+        self._id_words = {event_type.kind: event_type.field("id").word for event_type in codec.event_types}
+        self._flags_words = flags_words(codec)
+        self._closes_pending = {
+            kind: bit | flag_bits(codec, "void_pending_transfer")[kind]
+            for kind, bit in flag_bits(codec, "post_pending_transfer").items()
+        }
+
+    def _routable(self, parsed: Parsed) -> Parsed:
+        """A post or void may leave the ledger out where there is one shard; here the ledger says which shard."""
+        rows = parsed.events.rows
+        lost = np.zeros(len(rows), np.bool_)
+        for kind, bits in self._closes_pending.items():
+            lost |= (
+                (rows[:, 0] == kind)
+                & ((rows[:, self._flags_words[kind]] & bits) != 0)
+                & (rows[:, self._ledger_words[kind]] == 0)
+            )
+        return without(
+            parsed, lost, self._batcher.linked,
+            {"pointer": "/ledger", "detail": "must name the pending transfer's ledger, which finds its shard"},
+        )  # fmt: skip
+
+    def _ledgers(self, rows: Rows) -> NDArray[np.int64]:
+        ledgers = np.zeros(len(rows), np.int64)
+        for kind, word in self._ledger_words.items():
+            of_kind = rows[:, 0] == kind
+            ledgers[of_kind] = rows[of_kind, word]
+        return ledgers
+
+    def _shards(self, events: Events) -> NDArray[np.int64]:
+        shards: NDArray[np.int64] = self._ledgers(events.rows) % LEDGER_SHARDS
+        return shards
+
+    def _described(self, events: Events) -> list[dict[str, Any]]:
+        ledgers = self._ledgers(events.rows).tolist()
+        return [
+            {"id": record, "ledger": ledger} for record, ledger in zip(self._ids(events.rows), ledgers, strict=True)
+        ]
+
+    def _ids(self, rows: Rows) -> list[int | str]:
+        ids: list[int | str] = []
+        for row in rows.tolist():
+            word = self._id_words[row[0]]
+            value = (row[word] & 2**64 - 1) | (row[word + 1] & 2**64 - 1) << 64
+            ids.append(value if value <= 2**53 else str(value))
+        return ids
+
+    def _results_of(self, entry: SentRun, sequence: int, replies: Events) -> list[dict[str, Any]]:
+        return [
+            {"position": position, **record, "shard": entry.run.shard, "sequence": sequence}
+            for position, record in zip(entry.positions, render_events(self._results_codec, replies), strict=True)
+        ]
+
+    def _verdict(self, results: list[dict[str, Any]], sent: _Sent, is_array: bool) -> tuple[int, dict[str, str]]:
+        if not all(result["result"] == "created" for result in results):
+            return 200, {}
+        if is_array or sent.refused:
+            return 201, {}
+        what = "accounts" if results[0]["type"] == "AccountResult" else "transfers"
+        return 201, {"Location": f"/v1/{what}/{results[0]['id']}?ledger={sent.events[0]['ledger']}"}
+
+
 def preferred_wait(headers: list[str], limit: int) -> float:
     """Seconds of ``wait`` in Prefer headers (RFC 7240), at most ``limit``; 0 without, or when it is no number."""
     for preference in ",".join(headers).split(","):
@@ -461,7 +544,8 @@ def preferred_wait(headers: list[str], limit: int) -> float:
     return 0.0
 
 
-def _without(parsed: Parsed, refused: NDArray[np.bool_], linked: Any, error: dict[str, Any]) -> Parsed:
+def without(parsed: Parsed, refused: NDArray[np.bool_], linked: Any, error: dict[str, Any]) -> Parsed:
+    """A chunk less its ``refused`` events, which are listed as bad with ``error``."""
     if not refused.any():
         return parsed
     is_linked = linked(parsed.events.rows)

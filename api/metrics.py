@@ -31,6 +31,9 @@ MetricName = Literal[
     "streambank_api_tokens",  # token requests, by outcome
     "streambank_api_waits",  # `Prefer: wait` requests, by outcome
     "streambank_api_store_failures",  # failed queries, by store
+    "streambank_api_feed_gaps",  # market data that a worker missed, made good by a snapshot
+    "streambank_api_feed_slow_clients",  # times that a WebSocket client got snapshots because it read too slowly
+    "streambank_api_grpc_refused",  # gRPC calls that ended with a problem, by its slug
 ]
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -51,6 +54,9 @@ _COUNTERS: Final[dict[str, Counter]] = {
         ("streambank_api_tokens", "Token requests", ("outcome",)),
         ("streambank_api_waits", "Requests that waited for their results", ("outcome",)),
         ("streambank_api_store_failures", "Failed queries", ("store",)),
+        ("streambank_api_feed_gaps", "Market data missed and made good by a snapshot", ()),
+        ("streambank_api_feed_slow_clients", "Times that a slow WebSocket client got snapshots", ()),
+        ("streambank_api_grpc_refused", "gRPC calls that ended with a problem", ("problem",)),
     )
 }
 _HISTOGRAMS: Final[dict[str, Histogram]] = {
@@ -78,8 +84,9 @@ def observe(name: MetricName, value: float, *labels: str) -> None:
     (histogram.labels(*labels) if labels else histogram).observe(value)
 
 
-def gauge(name: MetricName, value: float) -> None:
-    _GAUGES[name].set(value)
+def gauge(name: MetricName, change: float) -> None:
+    """Add to a gauge, which several parts of a process may share."""
+    _GAUGES[name].inc(change)
 
 
 def exposition() -> bytes:

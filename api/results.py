@@ -1,9 +1,11 @@
-"""`Prefer: wait=N`: hands the ledger's results to the requests that wait for them.
+"""`Prefer: wait=N`: hands a system's replies to the requests that wait for them.
 
 Each worker reads every partition of the results topic from its end, in no consumer group, and from before it accepts
 its first write, so that no result of a frame it sent can be missed. Results are matched by (trace, index): a result
 frame carries the trace of the command frame and has one event per command, in order. While nobody waits, records are
 read and dropped undecoded. A waiter that got nothing (the job is down, say) is answered 202 by its handler.
+
+`ResultReader` takes one reply per command, `api.reports` any number.
 """
 
 from __future__ import annotations
@@ -54,8 +56,13 @@ class ResultReader:
         self._codecs: dict[int, FrameCodec] = {}
         self._positioned = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="ledger-results", daemon=True)
+        self._thread = threading.Thread(target=self._read, name=f"{topic.name}-reader", daemon=True)
         self._thread.start()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether anybody wants what is read now."""
+        return bool(self._waiting)
 
     @property
     def ready(self) -> bool:
@@ -107,7 +114,7 @@ class ResultReader:
                 self._stopping.wait(RETRY_SECONDS)
             while not self._stopping.is_set():
                 message = consumer.poll(0.1)
-                if message is not None and message.error() is None and self._waiting:
+                if message is not None and message.error() is None and self._wanted:
                     self._take(message)
         finally:
             consumer.close()
@@ -139,8 +146,12 @@ class ResultReader:
                 "unreadable results", partition=message.partition(), offset=message.offset(), error=str(error)
             )
             return
-        if frame.trace in self._waiting:
+        if self._concerns(frame):
             self._loop.call_soon_threadsafe(self._resolve, frame)
+
+    def _concerns(self, frame: Frame) -> bool:
+        """Whether `_resolve` must see the frame; called in the reading thread."""
+        return frame.trace in self._waiting
 
     def _codec(self, schema_id: int) -> FrameCodec:
         codec = self._codecs.get(schema_id)

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
     valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")
     cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
+    settlement_file: Path | None = Field(
+        None, description="JSON file that says in which ledgers the instruments' trades are settled."
+    )
     postgres_replica: bool = Field(
         False, description="Whether queries go to the streaming replica first, and to Postgres only where it is behind."
     )

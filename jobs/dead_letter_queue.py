@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,9 +165,12 @@ class DeadLetterQueue:
 
     def _sink(self, consumer: str) -> Sink | None:
         from jobs.sinks.cassandra import CassandraSink
+        from jobs.sinks.minute_bars import MinuteBarsSink
         from jobs.sinks.postgres import PostgresSink
+        from jobs.sinks.settlement import SettlementRelay
+        from jobs.sinks.valkey import ValkeyBooksSink, ValkeyOrdersSink
 
-        kinds: Sequence[type[CassandraSink | PostgresSink]] = (CassandraSink, PostgresSink)
+        kinds = (CassandraSink, PostgresSink, SettlementRelay, MinuteBarsSink, ValkeyBooksSink, ValkeyOrdersSink)
         return next((kind(self._settings) for kind in kinds if consumer == f"sink-{kind.name}"), None)
 
     def _produce(self, topic: Topic, partition: int, value: bytes) -> None:

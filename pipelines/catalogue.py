@@ -59,6 +59,9 @@ def _read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
+ALL_SHARDS: Final = -1
+"""In the place of a shard: every one of them."""
+
 LEDGER_SHARDS: Final = 4
 
 LEDGER_COMMANDS: Final = Topic(

@@ -13,6 +13,9 @@ def register(app: typer.Typer) -> None:
     def api(
         port: Annotated[int | None, typer.Option(help="Port to listen on.", envvar="STREAMBANK_API_PORT")] = None,
         workers: Annotated[int | None, typer.Option(help="Worker processes.", envvar="STREAMBANK_API_WORKERS")] = None,
+        grpc_port: Annotated[
+            int | None, typer.Option(help="Port of the gRPC services; 0: none.", envvar="STREAMBANK_API_GRPC_PORT")
+        ] = None,
     ) -> None:
         """Run the API in the foreground until Ctrl-C."""
         import os
@@ -22,6 +25,8 @@ def register(app: typer.Typer) -> None:
             os.environ["STREAMBANK_API_PORT"] = str(port)
         if workers is not None:
             os.environ["STREAMBANK_API_WORKERS"] = str(workers)
+        if grpc_port is not None:
+            os.environ["STREAMBANK_API_GRPC_PORT"] = str(grpc_port)
         from api.server import serve
 
         sys.exit(serve())

@@ -17,6 +17,10 @@ class Destination(StrEnum):
     CASSANDRA_TOTALS = "cassandra-totals"
     SAGA_LEGS = "saga-legs"
     SAGA_ANSWERS = "saga-answers"
+    VALKEY_BOOKS = "valkey-books"
+    VALKEY_ORDERS = "valkey-orders"
+    CASSANDRA_BARS = "cassandra-bars"
+    SETTLEMENT = "settlement"
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +61,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 30.0,
     ) -> None:
-        """Carry ledger events (or the totals made of them) into a store, effectively once.
+        """Carry what a job wrote into a store (settlement: into the ledger), effectively once.
 
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.
@@ -69,7 +73,10 @@ def register(app: typer.Typer) -> None:
         from jobs.sinks.cassandra import CassandraSink
         from jobs.sinks.ledger_saga import SagaAnswers, SagaLegs
         from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
+        from jobs.sinks.minute_bars import MinuteBarsSink
         from jobs.sinks.postgres import PostgresSink
+        from jobs.sinks.settlement import SettlementRelay
+        from jobs.sinks.valkey import ValkeyBooksSink, ValkeyOrdersSink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
         configure_logs()
@@ -80,7 +87,20 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        found = (PostgresSink, CassandraSink, PostgresTotalsSink, CassandraTotalsSink, SagaLegs, SagaAnswers)
-        kinds = {kind.name: kind for kind in found}
+        kinds = {
+            kind.name: kind
+            for kind in (
+                PostgresSink,
+                CassandraSink,
+                PostgresTotalsSink,
+                CassandraTotalsSink,
+                ValkeyBooksSink,
+                ValkeyOrdersSink,
+                MinuteBarsSink,
+                SettlementRelay,
+                SagaLegs,
+                SagaAnswers,
+            )
+        }
         kind = kinds[destination.value]
         raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))

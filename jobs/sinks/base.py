@@ -111,6 +111,8 @@ class Addition:
     after: Position
     kept: tuple[int, ...] | None = None
     """Positions in the frame of ``events``, where some were set aside; None if all are there."""
+    produced_at: int = 0
+    """UTC microseconds of the frame."""
 
     def without(self, refused: Collection[int], first: int | None = None) -> Addition:
         """The first ``first`` events (default all), less those at the positions ``refused``."""
@@ -168,9 +170,9 @@ class Sink(ABC):
         ``kept`` are their positions in the frame; the stored position does not change.
         """
 
-    def add(self, events: Events, before: Position, after: Position) -> None:
+    def add(self, events: Events, before: Position, after: Position, produced_at: int = 0) -> None:
         """Take a record's events; `flush` applies them and moves its partition from ``before`` to ``after``."""
-        self._additions.append(Addition(events, before, after))
+        self._additions.append(Addition(events, before, after, produced_at=produced_at))
 
     def discard(self) -> None:
         """Forget what was added and not flushed."""

@@ -29,7 +29,7 @@ from pipelines.avro_schema import EventType
 from pipelines.catalogue import LEDGER_EVENTS, Topic
 from pipelines.frames import Events, Rows
 
-__all__ = ["CassandraSink", "statement_rows"]
+__all__ = ["CassandraSink", "statement_rows", "translated"]
 
 ROWS_PER_BATCH: Final = 10
 """Cassandra warns about unlogged batches over more than ten partitions, and of more than 5 KiB."""
@@ -155,7 +155,7 @@ class CassandraSink(Sink):
 
     def _open(self) -> None:
         serialize(np.empty((0, 1), np.int64), _KINDS)  # compile before the first batch, not in it
-        with _translated():
+        with translated():
             cluster = cassandra_cluster(self._settings)
             try:
                 session = cluster.connect()
@@ -181,7 +181,7 @@ class CassandraSink(Sink):
 
     def _load_positions(self, partitions: Sequence[int]) -> Mapping[int, Position]:
         positions = {}
-        with _translated():
+        with translated():
             for partition in partitions:
                 row = self._session.execute(self._select_position, (self.name, self._topic_name, partition)).one()
                 positions[partition] = Position(*row) if row else Position(partition)
@@ -200,7 +200,7 @@ class CassandraSink(Sink):
         return statement_rows(ledger.gather(additions))
 
     def _write(self, values: Sequence[list[bytes]], positions: Sequence[Position]) -> None:
-        with _translated():
+        with translated():
             batches = [(batch, ()) for batch in self._batches(values)]
             if batches:
                 execute_concurrent(self._session, batches, concurrency=BATCHES_IN_FLIGHT, raise_on_first_error=True)
@@ -254,7 +254,8 @@ def _batch(statements: Sequence[BoundStatement]) -> BatchStatement:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """The driver's errors as those of `jobs.sinks.base`."""
     try:
         yield
     except InvalidRequest as error:

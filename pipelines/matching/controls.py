@@ -301,8 +301,8 @@ def define_account(state: Any, command: Any) -> Any:
         slot = np.int64(_create_account(state, name))
         if slot < 0:
             return CAPACITY
-    elif state.accounts[slot].risk != command.risk and _live_orders_of(state, slot) > 0:
-        # what they reserve could not be told any more
+    elif state.accounts[slot].risk != command.risk and (_live_orders_of(state, slot) > 0 or _holds(state, slot)):
+        # what orders reserve, and which asset a position is, could not be told any more
         return INVALID_DEFINITION
     account = state.accounts[slot]
     account.risk = command.risk
@@ -328,6 +328,16 @@ def _live_orders_of(state: Any, account: Any) -> Any:
         if order.flags & LIVE and np.int64(order.account) == account:
             found += 1
     return found
+
+
+@compiled
+def _holds(state: Any, account: Any) -> Any:
+    """Whether an account has a position that trades made."""
+    for place in range(state.meta[arrays.POSITIONS]):
+        position = state.positions[place]
+        if position.id >> 32 == account and position.quantity != 0:
+            return True
+    return False
 
 
 @compiled

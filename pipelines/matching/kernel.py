@@ -439,6 +439,11 @@ class MatchingKernel:
             for side, name in ((Side.BUY, "open_buy"), (Side.SELL, "open_sell")):
                 if int(position[name]) != opened.get((account, symbol, int(side)), 0):
                     raise InvariantBroken(f"matching: {name} of account {account} in symbol {symbol}: {position}")
+            if int(state.accounts[account]["risk"]) == RiskModel.MARGIN:
+                instrument = state.symbols[symbol]
+                asset = int(instrument["base_asset"])
+                delivered = int(position["quantity"]) * int(instrument["base_per_lot"])
+                totals[asset] = totals.get(asset, 0) + delivered
         accounts = int(state.meta[arrays.ACCOUNTS])
         for account in range(accounts):
             if int(state.accounts[account]["open_orders"]) != counts.get(account, 0):

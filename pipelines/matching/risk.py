@@ -8,7 +8,8 @@ MARGIN accounts hold positions of either sign against cash of the quote asset: c
 trade, equity is cash plus positions at the mark price, and the initial margin is that of the larger of what all open
 buys or all open sells would make of each position. An order that raises it needs that much equity.
 
-For every asset: balances (available and held) of all accounts plus collected fees is what was deposited.
+For every asset: balances (available and held) of all accounts, positions of MARGIN accounts and collected fees sum up
+to what was deposited.
 """
 
 from __future__ import annotations

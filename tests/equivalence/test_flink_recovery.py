@@ -23,14 +23,20 @@ SHARDS = COUNTER.shards
 
 
 class Stream:
-    """Produces a log at a steady rate from a thread, so that kills meet a job at work."""
+    """Produces a log from a thread, never far ahead of the job, so that every kill meets it at work."""
+
+    AHEAD = 200
 
     def __init__(self, environment, log, frames_per_second):
         self._thread = threading.Thread(target=self._run, args=(environment, log, frames_per_second))
+        self._stop = threading.Event()
 
     def _run(self, environment, log, frames_per_second):
         step = max(1, frames_per_second // 10)
         for first in range(0, len(log), step):
+            while first > count(environment, LEDGER_RESULTS.name, SHARDS) + self.AHEAD:
+                if self._stop.wait(0.05):
+                    return
             produce(environment, LEDGER_COMMANDS.name, log[first : first + step])
             time.sleep(0.1)
 
@@ -38,7 +44,9 @@ class Stream:
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, failed, *_):
+        if failed:
+            self._stop.set()
         self._thread.join()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from kafka import KafkaConsumer
 from typer.testing import CliRunner
 
 from infra.cli.app import app
@@ -19,7 +18,7 @@ from infra.stores import postgres_conninfo
 from jobs.dead_letters import DeadLetter, encode_letter
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_DEAD_LETTERS
 from tests.support.ledger_events import EventLog, LedgerEventSource, joined
-from tests.support.sinks import dead_letters, expected, prepare, registered, running, send, stored
+from tests.support.sinks import dead_letters, everything, expected, prepare, registered, running, send, stored
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
 
@@ -154,15 +153,7 @@ def test_a_jobs_letter_is_produced_again_where_it_came_from(environment: Setting
     assert "ledger.results is numbered by its one writer" in dlq("replay", "ledger:2-2").output
     assert "topic no.such.topic is not in the catalogue" in dlq("replay", "ledger:2-3").output
     assert "no such letter: ledger:2-9" in dlq("drop", "ledger:2-9").output.replace("\n", " ")
-    consumer = KafkaConsumer(
-        environment.kafka_topic(LEDGER_COMMANDS.name),
-        bootstrap_servers=environment.kafka_bootstrap,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-        consumer_timeout_ms=3000,
-    )
-    try:
-        found = [(record.partition, record.key, record.value) for record in consumer]
-    finally:
-        consumer.close()
+    found = [
+        (message.partition(), message.key(), message.value()) for message in everything(environment, LEDGER_COMMANDS)
+    ]
     assert found == [(2, b"2", command)] * 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from tests.property.test_matching_model import new_orders
 from tests.support.matching_frames import Matching
@@ -64,6 +64,13 @@ ADMIN = st.one_of(
             "amount": st.integers(-5_000, 2_000),
         }
     ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("AccountDefinition"),
+            "account": st.sampled_from(OWNERS),
+            "risk": st.sampled_from(["SPOT", "MARGIN"]),
+        }
+    ),
 )
 AMENDS = st.fixed_dictionaries(
     {"type": st.just("AmendOrder"), "order_id": IDS},
@@ -73,9 +80,18 @@ CANCELS = st.fixed_dictionaries({"type": st.just("CancelOrder"), "order_id": IDS
 COMMANDS = st.one_of(*[risky_orders()] * 6, AMENDS, AMENDS, CANCELS, ADMIN)
 FRAMES = st.lists(st.lists(COMMANDS, min_size=1, max_size=10), min_size=1, max_size=8)
 
+A_SHORT_SALE = [  # a MARGIN account sells what it has not to a SPOT one; then both ask for the other model
+    {"type": "SecurityTradingStatus", "symbol": "X", "status": "READY_TO_TRADE"},
+    {"type": "NewOrder", "order_id": 1, "account": "m", "symbol": "X", "side": "SELL", "quantity": 1, "price": 96},
+    {"type": "NewOrder", "order_id": 2, "account": "a", "symbol": "X", "side": "BUY", "quantity": 1, "price": 96},
+    {"type": "AccountDefinition", "account": "m", "risk": "SPOT"},
+    {"type": "AccountDefinition", "account": "a", "risk": "MARGIN"},
+]
+
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(frames=FRAMES)
+@example(frames=[A_SHORT_SALE])
 def test_reserves_and_balances_are_exact(frames: list[list[dict[str, Any]]]) -> None:
     matching = Matching()
     assert set(matching.short(*SETUP)) == {"DONE"}

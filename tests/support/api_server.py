@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from api.clients import ClientStore
 from infra.registry import schema_ids
 from infra.settings import Settings
 from jobs.inprocess import InProcess
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_SHARDS, PIPELINES
+from pipelines.catalogue import LEDGER_COMMANDS, PIPELINES, Topic
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
+from pipelines.frames import Events, Frame
 from pipelines.wire import unwrap
 from tests.support.stack import free_ports, variables
 from tests.support.waiting import wait_until
@@ -100,16 +101,16 @@ def write(
     return session.post(path, json=body, headers=sent)
 
 
-def frames_in_topic(environment: Settings) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Every record of ledger.commands now: (partition, offset) -> its events."""
-    topic = LEDGER_COMMANDS.name
+def frames_in_topic(environment: Settings, of: Topic = LEDGER_COMMANDS) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Every record of a topic (by default ledger.commands) now: (partition, offset) -> its events."""
+    topic = of.name
     name = environment.kafka_topic(topic)
     consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
     codec = codec_of(topic)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     try:
         ends = {}
-        for partition in range(LEDGER_SHARDS):
+        for partition in range(of.partitions):
             low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=20)
             if high > low:
                 ends[partition] = high
@@ -132,12 +133,22 @@ def ids_in_topic(environment: Settings) -> list[int]:
     return [int(event["id"]) for _, events in sorted(frames_in_topic(environment).items()) for event in events]
 
 
+def running_ledger(environment: Settings, produced_at: int | None = None) -> AbstractContextManager[None]:
+    """The ledger's kernel behind the API."""
+    return running_system(environment, "ledger", produced_at)
+
+
 @contextmanager
-def running_ledger(environment: Settings, produced_at: int | None = None) -> Iterator[None]:
-    """The ledger's kernel between Kafka topics in this process, at most once: enough to answer the API.
+def running_system(environment: Settings, system: str, produced_at: int | None = None) -> Iterator[None]:
+    """A system's kernel between Kafka topics in this process, at most once: enough to answer the API.
 
     With ``produced_at`` time stands still there, so that nothing expires however slow the machine is.
     """
+    pipeline = PIPELINES[system]
+    [commands] = pipeline.inputs
+    warm = InProcess(pipeline)  # compiling takes a minute, which must not fall on a request that waits
+    codec = codec_of(commands.name)
+    warm.apply_frame(Frame(commands.name, 0, 0, 0, None, Events(codec.new_rows(1))))
     stopping = threading.Event()
     failures: list[BaseException] = []
 
@@ -145,17 +156,17 @@ def running_ledger(environment: Settings, produced_at: int | None = None) -> Ite
         consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
         producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
         try:
-            ledger = InProcess(PIPELINES["ledger"], schema_ids(environment))
-            name = environment.kafka_topic(LEDGER_COMMANDS.name)
-            consumer.assign([TopicPartition(name, partition, 0) for partition in range(LEDGER_SHARDS)])
+            kernels = InProcess(pipeline, schema_ids(environment))
+            name = environment.kafka_topic(commands.name)
+            consumer.assign([TopicPartition(name, partition, 0) for partition in range(commands.partitions)])
             while not stopping.is_set():
                 message = consumer.poll(0.1)
                 if message is None or message.error() is not None:
                     continue
-                frame = codec_of(LEDGER_COMMANDS.name).decode(unwrap(message.value())[1])
+                frame = codec.decode(unwrap(message.value())[1])
                 if produced_at is not None:
                     frame = replace(frame, produced_at=produced_at)
-                for output in ledger.apply_frame(frame):
+                for output in kernels.apply_frame(frame):
                     producer.produce(environment.kafka_topic(output.topic), output.value, partition=output.shard)
                 producer.flush(10)
         except BaseException as error:

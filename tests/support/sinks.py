@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,6 @@ from typing import Any
 
 import psycopg
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from kafka import KafkaConsumer
 
 from infra import topics
 from infra.migrations import migrate_cassandra, migrate_postgres
@@ -24,7 +24,7 @@ from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
 from infra.stores import API_ROLE, cassandra_session, postgres_conninfo
 from jobs.dead_letters import LetterPlace, decode_letters
-from pipelines.catalogue import LEDGER_DEAD_LETTERS, LEDGER_EVENTS, TOPICS
+from pipelines.catalogue import LEDGER_DEAD_LETTERS, LEDGER_EVENTS, TOPICS, Topic
 from pipelines.wire import unwrap, wrap
 from tests.support.ledger_events import EventLog
 from tests.support.stack import free_ports, variables
@@ -82,29 +82,45 @@ def committed(environment: Settings, group: str) -> dict[int, int]:
         consumer.close()
 
 
-def dead_letters(environment: Settings) -> list[LetterPlace]:
-    """All letters of the environment, by partition and offset."""
-    consumer = KafkaConsumer(
-        environment.kafka_topic(LEDGER_DEAD_LETTERS.name),
-        bootstrap_servers=environment.kafka_bootstrap,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-        consumer_timeout_ms=1500,
+def everything(environment: Settings, topic: Topic) -> list[Any]:
+    """All messages that lie in a topic now, by partition and offset."""
+    consumer = Consumer(
+        {"bootstrap.servers": environment.kafka_bootstrap, "group.id": "test-reader", "enable.auto.commit": False}
     )
+    name = environment.kafka_topic(topic.name)
+    places = [TopicPartition(name, partition, 0) for partition in range(topic.partitions)]
+    found: list[Any] = []
     try:
-        letters = [
-            letter
-            for record in consumer
-            for letter in decode_letters(
-                LEDGER_DEAD_LETTERS,
-                record.partition,
-                record.offset,
-                record.value,
-                lambda schema_id: writer_schema(schema_id, environment),
-            )
-        ]
+        for place in places:
+            low, high = consumer.get_watermark_offsets(place, timeout=60, cached=False)
+            place.offset = low
+            consumer.assign([place] if high > low else [])
+            deadline = time.monotonic() + 60
+            while low < high:
+                message = consumer.poll(1)
+                if message is not None and message.error() is None:
+                    found.append(message)
+                    low = message.offset() + 1
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{name} {place.partition}: nothing more came before offset {high}")
+        return found
     finally:
         consumer.close()
+
+
+def dead_letters(environment: Settings) -> list[LetterPlace]:
+    """All letters of the environment, by partition and offset."""
+    letters = [
+        letter
+        for message in everything(environment, LEDGER_DEAD_LETTERS)
+        for letter in decode_letters(
+            LEDGER_DEAD_LETTERS,
+            message.partition(),
+            message.offset(),
+            message.value(),
+            lambda schema_id: writer_schema(schema_id, environment),
+        )
+    ]
     return sorted(letters, key=lambda place: (place.partition, place.offset))
 
 

@@ -61,7 +61,11 @@ def private_settings(directory: Path) -> Settings:
 
 def variables(environment: Settings) -> dict[str, str]:
     """The settings as STREAMBANK_ variables over this process's environment, for subprocesses."""
-    values = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+    values = {
+        f"STREAMBANK_{name.upper()}": str(value)
+        for name, value in environment.model_dump().items()
+        if value is not None
+    }
     return {**os.environ, **values}
 
 

@@ -121,7 +121,9 @@ async def test_ndjson_lists_bad_lines_and_keeps_the_good_ones() -> None:
     assert found[6][0][0] == "/amount"
     assert found[7][0][0] == "/flags"
     assert found[8][0][0] == ""
-    assert found[9] == [("/type", "this route takes CreateTransfer only; leave it out or use /v1/ledger/events")]
+    assert found[9] == [
+        ("/type", "this route takes CreateTransfer only; leave it out or use a route for several types")
+    ]
 
 
 def test_every_bad_field_of_an_event_is_listed_once() -> None:
@@ -257,7 +259,7 @@ BATCHER = Batcher(
 
 
 def chains() -> Chains:
-    return Chains(CODEC, BATCHER.linked, lambda rows: rows[:, 16] % 4)
+    return Chains(CODEC, BATCHER.linked, lambda events: events.rows[:, 16] % 4)
 
 
 async def feed(lines: list[dict[str, Any] | str], chunk: int) -> tuple[list[int], dict[int, str]]:

@@ -15,6 +15,7 @@ from api.idempotency import IdempotencyStore, parse_key
 from api.ingest import preferred_wait
 from api.openapi import openapi_document
 from api.openapi_ledger import add_ledger
+from api.openapi_trading import add_trading
 from api.problems import PROBLEMS, Problem
 from api.queries import Cursor, json_integer
 from api.rate_limit import RateLimiter
@@ -22,7 +23,7 @@ from infra.settings import Settings
 from pipelines.codec import codec_of
 
 NOBODY = "redis://127.0.0.1:9/0"
-DOCUMENT = add_ledger(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results")))
+DOCUMENT = add_trading(add_ledger(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results"))))
 
 
 @pytest.mark.parametrize(

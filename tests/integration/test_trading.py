@@ -1,0 +1,307 @@
+"""Order entry on real Kafka, registry and Valkey: REST and gRPC, answered by the matching kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import aiohttp
+import grpc
+import httpx
+import pytest
+
+from api.proto import trading_pb2 as pb
+from api.proto.trading_pb2_grpc import TradingServiceStub
+from infra import topics
+from infra.registry import register
+from infra.settings import Settings
+from pipelines.catalogue import MATCHING_COMMANDS, TOPICS
+from pipelines.matching.routing import shard_of
+from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system, write
+from tests.support.sinks import running
+from tests.support.stack import PrivateStack, free_ports
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.stack
+
+GRPC_PORT = free_ports(1)[0]
+SCOPES = ("orders:write", "orders:read", "orders:admin")
+
+
+@pytest.fixture(scope="module")
+def environment(stack: PrivateStack) -> Settings:
+    environment = stack.environment("kafka", "registry", "valkey")
+    topics.apply(environment)
+    for topic in TOPICS.values():
+        register(topic, environment)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def api(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with (
+        running_system(environment, "matching"),
+        running_api(
+            environment, tmp_path_factory.mktemp("api"), workers=1, orders_per_minute=200, grpc_port=GRPC_PORT
+        ) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def session(api: ApiServer) -> Iterator[httpx.Client]:
+    with api.session(*SCOPES) as client:
+        yield client
+
+
+def order(order_id: int, side: str, price: int, quantity: int, **more: Any) -> dict[str, Any]:
+    return {
+        "order_id": order_id, "account": "ALICE", "symbol": "ACME", "side": side, "price": price,
+        "quantity": quantity, **more,
+    }  # fmt: skip
+
+
+def outcomes(answer: httpx.Response) -> list[tuple[Any, ...]]:
+    names = ("index", "exec_type", "order_id", "price", "quantity", "leaves_quantity", "reason")
+    return [tuple(report.get(name) for name in names) for report in answer.json()["results"]]
+
+
+def test_an_order_is_entered_traded_amended_and_canceled(environment: Settings, session: httpx.Client) -> None:
+    entered = write(session, "/v1/orders", order(1, "SELL", 100, 5, account="BOB"), Prefer="wait=20")
+    assert entered.status_code == 201, entered.text
+    assert entered.headers["Location"] == "/v1/orders/1?symbol=ACME"
+    assert outcomes(entered) == [(0, "NEW", 1, 100, 5, 5, "NONE")]
+    shard = shard_of("ACME")
+    assert entered.json()["events"] == [
+        {"index": 0, "type": "NewOrder", "order_id": 1, "symbol": "ACME", "account": "BOB", "shard": shard}
+    ]
+    place = entered.json()["frames"][0]
+    recorded = frames_in_topic(environment, MATCHING_COMMANDS)[place["shard"], place["offset"]]
+    assert [event["order_id"] for event in recorded] == [1]
+
+    both = write(session, "/v1/orders", [order(2, "BUY", 101, 2), order(3, "BUY", 99, 4)], Prefer="wait=20")
+    assert outcomes(both) == [
+        (0, "NEW", 2, 101, 2, 2, "NONE"), (0, "TRADE", 2, 100, 2, 0, "NONE"), (1, "NEW", 3, 99, 4, 4, "NONE"),
+    ]  # fmt: skip
+    assert not any("maker_account" in report or "maker_order_id" in report for report in both.json()["results"])
+
+    amended = session.patch("/v1/orders/3", json={"symbol": "ACME", "account": "ALICE", "price": 98, "quantity": 3},
+                            headers={"Idempotency-Key": "amend 3".replace(" ", "-"), "Prefer": "wait=20"})  # fmt: skip
+    assert outcomes(amended) == [(0, "REPLACED", 3, 98, 3, 3, "NONE")]
+    not_mine = write(session, "/v1/orders/3/cancel", {"symbol": "ACME", "account": "BOB"}, Prefer="wait=20")
+    assert (not_mine.status_code, not_mine.json()["results"][0]["reason"]) == (200, "UNKNOWN_ORDER")
+    canceled = write(session, "/v1/orders/3/cancel", {"symbol": "ACME", "account": "ALICE"}, Prefer="wait=20")
+    assert (canceled.status_code, outcomes(canceled)) == (201, [(0, "CANCELED", 3, 98, 3, 0, "USER_REQUEST")])
+
+
+def test_bad_orders_are_refused_by_the_api_or_by_the_market(session: httpx.Client) -> None:
+    nothing = write(session, "/v1/orders", {"order_id": 1, "side": "BUY"})
+    assert nothing.status_code == 422
+    assert [error["pointer"] for error in nothing.json()["errors"]] == ["/quantity"]
+    homeless = write(session, "/v1/orders/7/cancel", {"symbol": "ACME"})
+    assert (homeless.status_code, homeless.json()["errors"]) == (
+        422, [{"pointer": "/account", "detail": "a CancelOrder needs it"}]
+    )  # fmt: skip
+    contrary = write(session, "/v1/orders/7/cancel", {"symbol": "ACME", "account": "A", "order_id": 8})
+    assert contrary.json()["errors"][0]["pointer"] == "/order_id"
+    lines = b'{"order_id": 70, "symbol": "B", "side": "BUY", "price": 1, "quantity": 1}\n{"order_id": "x"}\n'
+    listed = write(session, "/v1/orders", lines, "application/x-ndjson", Prefer="wait=20")
+    assert (listed.status_code, listed.json()["accepted"], listed.json()["errors"][0]["line"]) == (207, 1, 2)
+    assert listed.json()["results"][0]["exec_type"] == "NEW"
+    twice = write(session, "/v1/orders", order(70, "BUY", 1, 1, symbol="B"), Prefer="wait=20")
+    assert (twice.status_code, twice.json()["results"][0]["reason"]) == (200, "DUPLICATE_ORDER")
+
+
+def test_an_account_has_a_limit_of_its_own(session: httpx.Client) -> None:
+    orders = [order(1000 + number, "BUY", 1, 1, account="BUSY") for number in range(150)]
+    assert write(session, "/v1/orders", orders).status_code == 202
+    refused = write(session, "/v1/orders", orders)
+    assert (refused.status_code, '"orders"' in refused.headers["RateLimit"]) == (429, True)
+    assert write(session, "/v1/orders", order(1999, "BUY", 1, 1)).status_code == 202
+
+
+@pytest.fixture(scope="module")
+def channel(api: ApiServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
+        grpc.channel_ready_future(channel).result(20)
+        yield channel
+
+
+def test_grpc_places_amends_and_cancels(api: ApiServer, channel: grpc.Channel) -> None:
+    stub = TradingServiceStub(channel)
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    mine = {"order_id": 401, "account": "GRETA", "symbol": "GRPC"}
+    placed = stub.PlaceOrder(pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3), 20, metadata)
+    assert [(report.exec_type, report.leaves_quantity) for report in placed.reports] == [("NEW", 3)]
+    assert placed.place.shard == shard_of("GRPC")
+    amended = stub.AmendOrder(pb.AmendOrderRequest(**mine, quantity=2), 20, metadata)
+    assert [(report.exec_type, report.price, report.quantity) for report in amended.reports] == [("REPLACED", 50, 2)]
+    canceled = stub.CancelOrder(pb.CancelOrderRequest(**mine), 20, metadata)
+    assert [report.exec_type for report in canceled.reports] == ["CANCELED"]
+    again = stub.CancelOrder(pb.CancelOrderRequest(**mine), 20, metadata)
+    assert [(report.kind, report.reason) for report in again.reports] == [(pb.Report.CANCEL_REJECT, "UNKNOWN_ORDER")]
+
+    for request, credentials, status in (
+        (pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3), (), grpc.StatusCode.UNAUTHENTICATED),
+        (pb.PlaceOrderRequest(**mine, side=pb.BUY, price=50, quantity=3),
+         (("authorization", f"Bearer {api.token('ledger:read')}"),), grpc.StatusCode.PERMISSION_DENIED),
+        (pb.PlaceOrderRequest(order_id=1, account="GRETA", side=pb.BUY), metadata, grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.PlaceOrderRequest(**mine, quantity=3), metadata, grpc.StatusCode.INVALID_ARGUMENT),
+    ):  # fmt: skip
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.PlaceOrder(request, 20, credentials)
+        assert caught.value.code() == status, caught.value
+
+
+def test_a_stream_tells_both_sides_of_a_trade_and_each_only_its_own(api: ApiServer, channel: grpc.Channel) -> None:
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    events = TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata)
+    requests.put(pb.OrderRequest(request_id=1, listen=pb.Listen(account="HUGO")))
+    assert next(events).listening.account == "HUGO"
+    resting = {"account": "HUGO", "symbol": "STREAM", "side": pb.SELL, "price": 10, "quantity": 5}
+    requests.put(pb.OrderRequest(request_id=2, place=pb.PlaceOrderRequest(order_id=501, **resting)))
+    rests = next(events)
+    assert (rests.request_id, rests.report.exec_type) == (2, "NEW")
+    requests.put(pb.OrderRequest(request_id=3, place=pb.PlaceOrderRequest(order_id=2, account="HUGO")))
+    refused = next(events)
+    assert (refused.request_id, refused.refusal.code) == (3, "INVALID_ARGUMENT")
+
+    taker = pb.PlaceOrderRequest(order_id=503, account="IDA", symbol="STREAM", side=pb.BUY, price=11, quantity=4)
+    taken = TradingServiceStub(channel).PlaceOrder(taker, 20, metadata)
+    assert [(report.exec_type, report.account) for report in taken.reports] == [("NEW", "IDA"), ("TRADE", "IDA")]
+    sold = next(events)
+    assert sold.request_id == 0
+    told = sold.report
+    assert (told.order_id, told.account, told.side, told.price, told.quantity, told.leaves_quantity) == (
+        501, "HUGO", pb.SELL, 10, 4, 1,
+    )  # fmt: skip
+    assert told.execution_id == taken.reports[1].execution_id
+
+    for number in range(100):  # these come faster than Kafka answers, and travel together
+        requests.put(pb.OrderRequest(request_id=10 + number, place=pb.PlaceOrderRequest(
+            order_id=600 + number, account="HUGO", symbol="STREAM", side=pb.SELL, price=20, quantity=1,
+        )))  # fmt: skip
+    requests.put(None)
+    rest = list(events)  # ends by itself once all is answered
+    assert [(event.request_id, event.report.exec_type) for event in rest] == [(10 + n, "NEW") for n in range(100)]
+
+
+@pytest.fixture(scope="module")
+def projections(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    logs = tmp_path_factory.mktemp("sinks")
+    with (
+        running(environment, "valkey-books", logs / "books.log"),
+        running(environment, "valkey-orders", logs / "orders.log"),
+    ):
+        yield
+
+
+def level(price: int, quantity: int, orders: int) -> dict[str, int]:
+    return {"price": price, "quantity": quantity, "orders": orders}
+
+
+def test_books_and_orders_are_what_the_reports_said(api: ApiServer, session: httpx.Client, projections: None) -> None:
+    def now(path: str) -> Any:
+        return session.get(path).json()
+
+    book = [(1, "SELL", 30, 5), (2, "SELL", 31, 1), (3, "SELL", 30, 2), (4, "BUY", 20, 7), (5, "BUY", 30, 6)]
+    orders = [order(2000 + n, side, price, lots, symbol="BOOK", account="B") for n, side, price, lots in book]
+    assert write(session, "/v1/orders", orders, Prefer="wait=20").status_code == 201
+    wait_until(lambda: now("/v1/books/BOOK").get("sequence", 0) > 0, 60, "the book is there")
+    found = now("/v1/books/BOOK")
+    assert (found["bids"], found["asks"]) == ([level(20, 7, 1)], [level(30, 1, 1), level(31, 1, 1)])
+    assert (found["last_trade"]["price"], found["last_trade"]["quantity"]) == (30, 1)
+    assert now("/v1/books/BOOK?depth=1")["asks"] == [level(30, 1, 1)]
+    assert session.get("/v1/books/NOBODY").status_code == 404
+
+    wait_until(lambda: session.get("/v1/orders/2005?symbol=BOOK").status_code == 200, 60, "the order is there")
+    names = ("order_status", "price", "leaves_quantity", "cumulative_quantity")
+    assert [now("/v1/orders/2005?symbol=BOOK")[name] for name in names] == ["FILLED", 30, 0, 6]
+    assert [now("/v1/orders/2003?symbol=BOOK")[name] for name in names] == ["PARTIALLY_FILLED", 30, 1, 1]
+    assert [now("/v1/orders/2004?symbol=BOOK")[name] for name in names] == ["NEW", 20, 7, 0]
+    assert session.get("/v1/orders/2004?symbol=ACME").status_code == 404
+    assert session.get("/v1/orders/2004").status_code == 400
+    with api.session("orders:write") as writer:
+        assert writer.get("/v1/books/BOOK").status_code == 403
+
+
+async def test_the_feed_is_a_snapshot_and_every_increment_after_it(
+    api: ApiServer, session: httpx.Client, projections: None
+) -> None:
+    def enter(number: int, side: str, price: int) -> None:
+        write(session, "/v1/orders", order(3000 + number, side, price, 1, symbol="FEED"), Prefer="wait=20")
+
+    enter(1, "SELL", 50)
+    token = {"Authorization": f"Bearer {api.token('orders:read')}"}
+    url = f"{api.url}/v1/market-data"
+    async with aiohttp.ClientSession(headers=token) as http, http.ws_connect(url) as socket, asyncio.timeout(90):
+        await socket.send_json({"op": "subscribe", "symbol": "FEED", "channels": ["l9"]})
+        assert "choose from" in (await socket.receive_json())["detail"]
+        await socket.send_json({"op": "subscribe", "symbol": "FEED"})
+        book: dict[str, dict[int, int]] = {}
+        reached = 0
+        trades: list[int] = []
+
+        async def follow(sequence: int) -> None:
+            """Apply messages up to a sequence, checking that none is missing."""
+            nonlocal reached
+            while reached < sequence or not book:
+                message = await socket.receive_json()
+                if message["type"] == "Snapshot":
+                    for name, side in (("bids", "BUY"), ("asks", "SELL")):
+                        book[side] = {found["price"]: found["quantity"] for found in message[name]}
+                else:
+                    assert message["previous"] == reached
+                    if message["type"] == "PriceLevel":
+                        book[message["side"]][message["price"]] = message["quantity"]
+                    elif message["type"] == "Trade":
+                        trades.append(message["price"])
+                reached = message["sequence"]
+
+        await follow(0)
+        for number in range(2, 12):
+            await asyncio.to_thread(enter, number, "BUY" if number % 2 else "SELL", 50 if number % 3 else 49)
+        target = 0
+
+        def settled() -> bool:
+            nonlocal target
+            found = session.get("/v1/books/FEED").json()
+            last, target = target, found["sequence"]
+            return bool(last == target and target > 10)
+
+        await asyncio.to_thread(wait_until, settled, 60, "the book stands still")
+        await follow(target)
+        found = (await asyncio.to_thread(session.get, "/v1/books/FEED")).json()
+        for name, side in (("bids", "BUY"), ("asks", "SELL")):
+            assert {price: lots for price, lots in book[side].items() if lots} == {
+                entry["price"]: entry["quantity"] for entry in found[name]
+            }
+        assert trades
+
+
+def test_admin_events_reach_every_shard_and_deposits_one(
+    environment: Settings, api: ApiServer, session: httpx.Client
+) -> None:
+    with api.session("orders:write") as trader:
+        assert write(trader, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}).status_code == 403
+    define = {"type": "AccountDefinition", "account": "C", "risk": "OFF"}
+    assert write(session, "/v1/trading/events", define, Prefer="wait=20").status_code == 201
+    kill = write(session, "/v1/trading/events", {"type": "KillSwitch", "account": "C"}, Prefer="wait=20")
+    assert (kill.status_code, kill.json()["accepted"]) == (201, 1)
+    assert sorted(report["shard"] for report in kill.json()["results"]) == [0, 1, 2, 3]
+    blocked = write(session, "/v1/orders", order(80, "BUY", 1, 1, account="C"), Prefer="wait=20")
+    assert blocked.json()["results"][0]["reason"] == "ACCOUNT_BLOCKED"
+
+    deposit = {"type": "Deposit", "account": "C", "asset": "USD", "amount": 5}
+    nowhere = write(session, "/v1/trading/events", deposit)
+    assert (nowhere.status_code, "?symbol=" in nowhere.text) == (422, True)
+    put = write(session, "/v1/trading/events?symbol=ACME", deposit, Prefer="wait=20")
+    assert [report["shard"] for report in put.json()["results"]] == [shard_of("ACME")]
+    deposits = [
+        place for place, events in frames_in_topic(environment, MATCHING_COMMANDS).items()
+        if any(event["type"] == "Deposit" for event in events)
+    ]  # fmt: skip
+    assert [shard for shard, _ in deposits] == [shard_of("ACME")]

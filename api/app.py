@@ -191,11 +191,13 @@ class Worker:
     async def serve_grpc(self) -> Any:
         """The running gRPC server; loaded only where it is wanted."""
         from api.grpc_auth import GrpcAccess
+        from api.grpc_ledger import LedgerService
         from api.grpc_server import start_grpc
         from api.grpc_trading import TradingService
 
         access = GrpcAccess(self.authenticator, self.events_limit)
-        return await start_grpc(self.settings, self.config, [TradingService(self.trading, access).add_to])
+        ledger, trading = LedgerService(self.ingest, self.queries, access), TradingService(self.trading, access)
+        return await start_grpc(self.settings, self.config, [ledger.add_to, trading.add_to])
 
     async def kafka_answers(self) -> bool:
         """Whether the broker answers and has the topic; asked at most once a second."""

@@ -8,11 +8,12 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import fastavro
+import grpc
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,8 @@ from api.client import (
     TransferFlags,
     container,
 )
+from api.proto import ledger_pb2 as pb
+from api.proto.ledger_pb2_grpc import LedgerServiceStub
 from infra import topics
 from infra.migrations import migrate_postgres
 from infra.registry import register
@@ -39,7 +42,7 @@ from pipelines.event_json import parse_events
 from tests.support.api_server import ApiServer, running_api, running_ledger, write
 from tests.support.ledger_model import BALANCES
 from tests.support.sinks import running
-from tests.support.stack import PrivateStack, variables
+from tests.support.stack import PrivateStack, free_ports, variables
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -47,6 +50,7 @@ CASES: list[dict[str, Any]] = json.loads((PROJECT_ROOT / "tests" / "conformance"
 """Recorded from a running TigerBeetle server on random operations."""
 NOW = 1_700_000_000_000_000
 U128_MAX = 2**128 - 1
+GRPC_PORT = free_ports(1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (
         running_ledger(environment, produced_at=NOW),
         running(environment, "postgres", directory / "sink.log"),
-        running_api(environment, directory / "api", workers=1) as server,
+        running_api(environment, directory / "api", workers=1, grpc_port=GRPC_PORT) as server,
     ):
         yield server
 
@@ -399,3 +403,99 @@ def test_import_of_every_format_goes_on_where_it_broke_off(
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(ImportFailed, match="not the file"):
         Import(path)
+
+
+def wide(value: int) -> pb.Uint128:
+    return pb.Uint128(low=value & 2**64 - 1, high=value >> 64)
+
+
+def pb_transfer(number: int, amount: int, ledger: int, **more: Any) -> pb.Transfer:
+    return pb.Transfer(
+        id=wide(FIRST + number), debit_account_id=wide(FIRST), credit_account_id=wide(FIRST + 1), amount=wide(amount),
+        ledger=ledger, code=1, **more,
+    )  # fmt: skip
+
+
+async def test_the_ledger_by_grpc(api: ApiServer) -> None:
+    ledger = 6_012
+    bearer = [("authorization", f"Bearer {api.token('ledger:read', 'ledger:write')}")]
+    reader = [("authorization", f"Bearer {api.token('ledger:read')}")]
+    async with grpc.aio.insecure_channel(f"{api.environment.host}:{GRPC_PORT}") as channel:
+        stub = LedgerServiceStub(channel)
+        accounts = [pb.Account(id=wide(FIRST + n), ledger=ledger, code=7, user_data_64=n) for n in range(2)]
+        made = await stub.CreateAccounts(pb.CreateAccountsRequest(accounts=accounts), metadata=bearer, timeout=30)
+        assert [result.result for result in made.results] == ["created", "created"]
+
+        big = 2**100
+        request = pb.CreateTransfersRequest(
+            transfers=[pb_transfer(10, big, ledger), pb_transfer(11, 1, ledger, flags=1), pb_transfer(12, 1, 0)]
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.CreateTransfers(request, metadata=reader, timeout=30)
+        assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        request.transfers[2].ledger = ledger
+        request.transfers[2].code = 0
+        done = await stub.CreateTransfers(request, metadata=bearer, timeout=30)
+        assert [result.result for result in done.results] == ["created", "linked_event_failed", "code_must_not_be_zero"]
+        again = await stub.CreateTransfers(request, metadata=bearer, timeout=30)
+        assert [result.result for result in again.results] == ["exists", "linked_event_failed", "code_must_not_be_zero"]
+        for bad in ([], [pb.Transfer(id=wide(1), flags=4)]):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.CreateTransfers(pb.CreateTransfersRequest(transfers=bad), metadata=bearer, timeout=30)
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+        # both ways: one response per request, in order, also when requests overtake their answers
+        async def batches() -> AsyncIterator[pb.CreateTransfersRequest]:
+            for first in range(100, 140, 2):
+                yield pb.CreateTransfersRequest(transfers=[pb_transfer(first + n, first, ledger) for n in range(2)])
+
+        answers = [answer async for answer in stub.TransferStream(batches(), metadata=bearer, timeout=60)]
+        assert [[result.result for result in answer.results] for answer in answers] == [["created"] * 2] * 20
+        stamps = [result.timestamp for answer in answers for result in answer.results]
+        assert stamps == sorted(stamps)
+
+        # client streaming, part of it there already
+        async def all_of_it() -> AsyncIterator[pb.CreateTransfersRequest]:
+            async for request in batches():
+                yield request
+            yield pb.CreateTransfersRequest(
+                transfers=[pb_transfer(200, 1, ledger), pb_transfer(201, 1, ledger, pending_id=wide(5))]
+            )
+
+        imported = await stub.ImportTransfers(all_of_it(), metadata=bearer, timeout=60)
+        assert (imported.events, dict(imported.results)) == (
+            42, {"exists": 40, "created": 1, "pending_id_must_be_zero": 1}
+        )  # fmt: skip
+        [refusal] = imported.refused
+        assert (refusal.index, refusal.id, refusal.result) == (41, wide(FIRST + 201), "pending_id_must_be_zero")
+
+        last = await stub.CreateTransfers(
+            pb.CreateTransfersRequest(transfers=[pb_transfer(300, 3, ledger)]), metadata=bearer, timeout=30
+        )
+        total = big + 2 * sum(range(100, 140, 2)) + 1 + 3
+        lookup = pb.LookupRequest(
+            ids=[wide(FIRST + 1), wide(99), wide(FIRST)], ledger=ledger, min_sequence=last.results[0].sequence
+        )
+        states = (await stub.LookupAccounts(lookup, metadata=reader, timeout=60)).accounts
+        assert [(state.account.id, state.account.user_data_64, state.account.code) for state in states] == [
+            (wide(FIRST + 1), 1, 7), (wide(FIRST), 0, 7),
+        ]  # fmt: skip
+        assert (states[0].credits_posted, states[1].debits_posted) == (wide(total), wide(total))
+        lookup = pb.LookupRequest(ids=[wide(FIRST + 300), wide(FIRST + 10)], ledger=ledger)
+        found = (await stub.LookupTransfers(lookup, metadata=reader, timeout=30)).transfers
+        assert [transfer.amount for transfer in found] == [wide(3), wide(big)]
+
+        entries: list[Any] = []
+        page = pb.GetStatementRequest(account_id=wide(FIRST), ledger=ledger, limit=17)
+        while True:
+            answer = await stub.GetStatement(page, metadata=reader, timeout=30)
+            entries += answer.entries
+            if not answer.next_since:
+                break
+            page.since = answer.next_since
+        assert len(entries) == 43
+        assert entries[-1].debits_posted == wide(total)
+        assert [entry.timestamp for entry in entries] == sorted({entry.timestamp for entry in entries})
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetStatement(pb.GetStatementRequest(account_id=wide(77), ledger=ledger), metadata=reader)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND

@@ -6,6 +6,10 @@ undisturbed and nothing is compared that was still on its way. Transfers and exp
 the live tables themselves, up to that place.
 
 Every column counts but those that only say how a writer went about it (`IGNORED_COLUMNS`).
+
+A snapshot is a schema with the projections as they were at one place, and that place: a copy of the live ones
+(`snapshot`), or an earlier rebuild. A rebuild may start from one; it then reads the log from there, and what came
+before is as good as the snapshot was.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from pipelines.codec import codec_of
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events
 
-__all__ = ["Rebuild", "RebuildError", "TableComparison", "rebuild"]
+__all__ = ["Rebuild", "RebuildError", "TableComparison", "rebuild", "snapshot"]
 
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "accounts": ("shard", "id"),
@@ -74,6 +78,8 @@ class Rebuild:
 
     schema: str
     positions: dict[int, tuple[int, int]]
+    started: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """(next offset, sequence) of each shard in the snapshot that it started from; of a full rebuild none."""
     frames: int = 0
     repeated: int = 0
     set_aside: int = 0
@@ -96,21 +102,29 @@ async def rebuild(
     config: Settings,
     schema: str,
     *,
+    source: str | None = None,
     replace: bool = False,
     report: Callable[[int, int, int], None] = lambda shard, done, total: None,
 ) -> Rebuild:
     """Rebuild into ``schema`` (made; with ``replace`` an earlier one is dropped) and compare.
 
-    ``report`` hears (shard, records done, records). Raises `RebuildError`, and `SequenceBroken` for a topic with gaps.
+    ``source`` is the schema of a snapshot to start from. ``report`` hears (shard, records done, records). Raises
+    `RebuildError`, and `SequenceBroken` for a topic with gaps.
     """
-    if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_") or schema in _RESERVED:
-        raise RebuildError(f"{schema!r}: a schema of its own is needed, in lower case (not public or pg_...)")
+    _check_name(schema)
+    if source == schema:
+        raise RebuildError(f"{schema}: the snapshot and the rebuild need schemas of their own")
     try:
         with psycopg.connect(postgres_conninfo(config)) as connection:
+            if source is not None:
+                _check_name(source)
+                _snapshot_positions(connection, config, source)  # before anything is replaced
             _create(connection, schema, replace)
             positions = _note_live(connection, config, schema)
             connection.commit()
             found = Rebuild(schema, {shard: (place.next_offset, place.sequence) for shard, place in positions.items()})
+            if source is not None:
+                found.started = _start_from(connection, config, source, schema, positions)
             await _fill(config, schema, positions, found, report)
             connection.execute("SET max_parallel_workers_per_gather = 0")
             found.tables = [_compare(connection, schema, table, positions) for table in KEYS]
@@ -119,6 +133,72 @@ async def rebuild(
     except psycopg.Error as error:
         raise RebuildError(f"Postgres: {error}") from error
     return found
+
+
+def snapshot(config: Settings, schema: str, *, replace: bool = False) -> dict[int, tuple[int, int]]:
+    """Copy the live projections into ``schema``, as of one place; returns that: shard -> (next offset, sequence)."""
+    _check_name(schema)
+    try:
+        with psycopg.connect(postgres_conninfo(config)) as connection:
+            _create(connection, schema, replace)
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            _copy(connection, "public", schema)
+            connection.commit()
+            return _snapshot_positions(connection, config, schema)
+    except psycopg.Error as error:
+        raise RebuildError(f"Postgres: {error}") from error
+
+
+def _check_name(schema: str) -> None:
+    if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_") or schema in _RESERVED:
+        raise RebuildError(f"{schema!r}: a schema of its own is needed, in lower case (not public or pg_...)")
+
+
+def _copy(connection: psycopg.Connection[Any], source: str, target: str) -> None:
+    for table in (*KEYS, "sink_offsets"):
+        columns = connection.execute(
+            "SELECT column_name FROM information_schema.columns"
+            " WHERE table_schema = %s AND table_name = %s AND is_generated = 'NEVER' ORDER BY ordinal_position",
+            [target, table],
+        ).fetchall()
+        names = sql.SQL(", ").join(sql.Identifier(row[0]) for row in columns)
+        connection.execute(
+            sql.SQL("INSERT INTO {} ({names}) SELECT {names} FROM {}").format(
+                sql.Identifier(target, table), sql.Identifier(source, table), names=names
+            )
+        )
+
+
+def _snapshot_positions(
+    connection: psycopg.Connection[Any], config: Settings, schema: str
+) -> dict[int, tuple[int, int]]:
+    try:
+        rows = connection.execute(
+            sql.SQL(
+                "SELECT partition, next_offset, sequence FROM {} WHERE sink = %s AND topic = %s ORDER BY partition"
+            ).format(sql.Identifier(schema, "sink_offsets")),
+            [PostgresSink.name, config.kafka_topic(LEDGER_EVENTS.name)],
+        ).fetchall()
+    except psycopg.errors.UndefinedTable:
+        raise RebuildError(f"schema {schema} is no snapshot: make one with `streambank ledger snapshot`") from None
+    if not rows:
+        raise RebuildError(f"schema {schema} says nothing about {config.kafka_topic(LEDGER_EVENTS.name)}")
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def _start_from(
+    connection: psycopg.Connection[Any], config: Settings, source: str, schema: str, live: Mapping[int, Position]
+) -> dict[int, tuple[int, int]]:
+    """Copy the snapshot, which must not be ahead of what is compared; returns its positions."""
+    places = _snapshot_positions(connection, config, source)
+    for shard, (offset, sequence) in places.items():
+        if shard not in live or offset > live[shard].next_offset:
+            raise RebuildError(
+                f"snapshot {source} is at sequence {sequence} of shard {shard}, ahead of the live tables"
+            )
+    _copy(connection, source, schema)
+    connection.commit()
+    return places
 
 
 def _create(connection: psycopg.Connection[Any], schema: str, replace: bool) -> None:
@@ -181,13 +261,14 @@ async def _fill(
         with TopicReader(config) as reader:
             for shard, target in live.items():
                 start, end = reader.bounds(LEDGER_EVENTS, shard)
-                if start > 0 or end < target.next_offset:
+                first = places[shard].next_offset
+                if start > first or end < target.next_offset:
                     raise RebuildError(
-                        f"{LEDGER_EVENTS.name} {shard} holds offsets {start} to {end}, the projections are of 0 to "
+                        f"{LEDGER_EVENTS.name} {shard} holds offsets {start} to {end}, needed are {first} to "
                         f"{target.next_offset}: the topic is not complete"
                     )
                 order = ShardOrder(places[shard])
-                for record in reader.read(LEDGER_EVENTS, shard, 0, target.next_offset):
+                for record in reader.read(LEDGER_EVENTS, shard, first, target.next_offset):
                     try:
                         frame = await read(record.value, shard)
                         sequence, events = frame.sequence, frame.events

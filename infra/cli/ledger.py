@@ -113,6 +113,14 @@ def rebuild(
     to: Annotated[
         str, typer.Option(help="Schema for the rebuilt tables; made here.", envvar="STREAMBANK_LEDGER_REBUILD_TO")
     ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Schema of a snapshot, or of an earlier rebuild, to start from; the log is read from there.",
+            envvar="STREAMBANK_LEDGER_REBUILD_FROM",
+        ),
+    ] = None,
     replace: Annotated[
         bool, typer.Option(help="Drop an earlier schema of that name.", envvar="STREAMBANK_LEDGER_REBUILD_REPLACE")
     ] = False,
@@ -129,11 +137,26 @@ def rebuild(
     from jobs.ledger_rebuild import rebuild as run
 
     with _progress("rebuilding") as report:
-        found = asyncio.run(run(settings(), to, replace=replace, report=report))
+        found = asyncio.run(run(settings(), to, source=source, replace=replace, report=report))
     _store_json(json_path, found.as_json())
     _print_rebuild(found, stderr=str(json_path) == "-")
     if not found.ok:
         raise typer.Exit(1)
+
+
+@group.command()
+def snapshot(
+    to: Annotated[str, typer.Option(help="Schema for the copies; made here.", envvar="STREAMBANK_LEDGER_SNAPSHOT_TO")],
+    replace: Annotated[
+        bool, typer.Option(help="Drop an earlier schema of that name.", envvar="STREAMBANK_LEDGER_SNAPSHOT_REPLACE")
+    ] = False,
+) -> None:
+    """Copy the live Postgres projections as of one place in the log, for later rebuilds to start from."""
+    from infra.settings import settings
+    from jobs.ledger_rebuild import snapshot as copy
+
+    for shard, (offset, sequence) in copy(settings(), to, replace=replace).items():
+        typer.echo(f"shard {shard}: sequence {sequence:,}, next offset {offset:,}")
 
 
 @group.command()
@@ -330,6 +353,8 @@ def _print_rebuild(found: Rebuild, *, stderr: bool) -> None:
             f"{part.differing:,}", "[green]ok" if part.ok else f"[red]differs[/] {part.example}",
         )  # fmt: skip
     console.print(table)
+    if found.started:
+        console.print(f"started from sequences {[place[1] for place in found.started.values()]}", highlight=False)
     console.print(
         f"{found.frames:,} frames ({found.repeated:,} repeated, {found.set_aside:,} records and events set aside) "
         f"in schema {found.schema}",

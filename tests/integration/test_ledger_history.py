@@ -22,7 +22,7 @@ from api.queries import Queries
 from infra.settings import Settings
 from infra.stores import API_ROLE, postgres_conninfo
 from jobs.ledger_chain import export, verify_files, verify_topic
-from jobs.ledger_rebuild import RebuildError, rebuild
+from jobs.ledger_rebuild import RebuildError, rebuild, snapshot
 from pipelines.catalogue import LEDGER_EVENTS, LEDGER_SHARDS
 from tests.support import sinks
 from tests.support.ledger_events import EventLog
@@ -96,6 +96,41 @@ def test_rebuild_equals_the_live_projections_and_leaves_them_alone(
         asyncio.run(rebuild(environment, "rebuilt"))
     with pytest.raises(RebuildError, match="a schema of its own"):
         asyncio.run(rebuild(environment, "public"))
+
+
+def test_rebuild_from_a_snapshot_reads_only_what_came_since(
+    stack: PrivateStack, log: EventLog, owner: psycopg.Connection[Any]
+) -> None:
+    other = stack.environment("kafka", "registry", "postgres")
+    sinks.prepare(other, "postgres")
+    sinks.send(other, sinks.registered(other, log.records))
+    early, late = len(log.records) // 2, len(log.records) - 2
+    asyncio.run(project(other, EventLog(log.records[:early])))
+    places = snapshot(other, "january")
+    with pytest.raises(RebuildError, match="there already"):
+        snapshot(other, "january")
+    asyncio.run(project(other, EventLog(log.records[early:late])))
+    done = command(other, "rebuild", "--to", "since", "--from", "january", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    since = json.loads(done.stdout)
+    assert since["started"] == {str(shard): list(place) for shard, place in places.items()}
+    assert since["frames"] == late - early
+    whole = asyncio.run(rebuild(other, "whole"))
+    assert whole.ok
+    assert whole.frames == late
+    with psycopg.connect(postgres_conninfo(other)) as connection:
+        for table in ("accounts", "transfers", "transfer_expiries"):
+            rows = [
+                connection.execute(f"SELECT * FROM {schema}.{table} ORDER BY 1, 2").fetchall()  # noqa: S608
+                for schema in ("since", "whole")
+            ]
+            assert rows[0] == rows[1] != []
+        # a snapshot that lies is found out
+        connection.execute("UPDATE january.accounts SET debits_posted = debits_posted + 1 WHERE shard = 1")
+    found = asyncio.run(rebuild(other, "since", source="january", replace=True))
+    assert not found.ok
+    with pytest.raises(RebuildError, match="no snapshot"):
+        asyncio.run(rebuild(other, "again", source="nowhere"))
 
 
 def test_rebuild_finds_each_kind_of_difference(environment: Settings, owner: psycopg.Connection[Any]) -> None:

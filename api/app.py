@@ -26,6 +26,7 @@ from api.auth import Authenticator, JwksUrl, LocalKeys, TokenError, client_crede
 from api.batching import Batcher
 from api.clients import ClientStore
 from api.config import ApiSettings
+from api.cross_transfers import CROSS_ROUTE, CrossTransfers
 from api.docs_page import PAGE, POLICY
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
@@ -49,6 +50,7 @@ from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import (
     LEDGER_COMMANDS,
+    LEDGER_CROSS_COMMANDS,
     LEDGER_RESULTS,
     LEDGER_SHARDS,
     MATCHING_COMMANDS,
@@ -148,6 +150,7 @@ class Worker:
         self.metadata = Metadata(self.queries)
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
+        self.cross_transfers = CrossTransfers(settings, config, self.events_limit, self.idempotency)
         self.document = msgspec.json.encode(
             add_trading(add_ledger(openapi_document(self.commands, self.results_codec)))
         )
@@ -167,6 +170,7 @@ class Worker:
             asyncio.wait([learning], timeout=START_PATIENCE_SECONDS),
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
             asyncio.to_thread(self.trading.reports.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.cross_transfers.results.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
 
@@ -176,8 +180,13 @@ class Worker:
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
-        for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
+                await asyncio.gather(
+                    self.batcher.drain(), self.trading.batcher.drain(), self.cross_transfers.batcher.drain()
+                )
+        cross, trading = self.cross_transfers, self.trading
+        for part in (
+            self.sender, self.results, cross.sender, cross.results, trading.sender, trading.reports, trading.feed,
+        ):  # fmt: skip
             await asyncio.to_thread(part.close)
         await self.queries.close()
         await self.trading.books.close()
@@ -209,11 +218,12 @@ class Worker:
 
     async def _learn_schema_id(self) -> None:
         said = ""
-        while self.sender.schema_id is None or self.trading.sender.schema_id is None:
+        while None in (self.sender.schema_id, self.trading.sender.schema_id, self.cross_transfers.sender.schema_id):
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
                 self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]
+                self.cross_transfers.sender.schema_id = found[LEDGER_CROSS_COMMANDS.name]
             except StreambankError as error:
                 if str(error) != said:
                     said = str(error)
@@ -249,6 +259,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
         app.router.add_post(route.path, partial(_write, route))
     for route in ORDER_ROUTES:
         app.router.add_post(route.path, partial(_order, route))
+    app.router.add_post(CROSS_ROUTE.path, _cross_transfer)
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
     app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
@@ -336,6 +347,12 @@ async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.ingest.handle(request, route, principal)
+
+
+async def _cross_transfer(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
+    return await worker.cross_transfers.ingest.handle(request, CROSS_ROUTE, principal)
 
 
 async def _order(route: WriteRoute, request: web.Request) -> web.StreamResponse:

@@ -39,7 +39,7 @@ from infra.settings import PROJECT_ROOT
 from pipelines.catalogue import LEDGER_SHARDS, TOPICS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
-from tests.support.api_server import ApiServer, running_api, running_ledger, write
+from tests.support.api_server import ApiServer, running_api, running_ledger, running_system, write
 from tests.support.ledger_model import BALANCES
 from tests.support.sinks import running
 from tests.support.stack import PrivateStack, free_ports, variables
@@ -64,6 +64,7 @@ def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     directory = tmp_path_factory.mktemp("http")
     with (
         running_ledger(environment, produced_at=NOW),
+        running_system(environment, "ledger_saga"),
         running(environment, "postgres", directory / "sink.log"),
         running_api(environment, directory / "api", workers=1, grpc_port=GRPC_PORT) as server,
     ):
@@ -247,6 +248,25 @@ def test_ledgers_and_accounts_have_names(session: httpx.Client) -> None:
     assert session.put(account, json=body).status_code == 400
     anonymous = httpx.put(session.base_url.join("/v1/ledgers/1"), json={"name": "x", "scale": 0})
     assert anonymous.status_code == 401
+
+
+def test_cross_transfers_are_taken_once(session: httpx.Client) -> None:
+    asked = {
+        "id": str(2**127 + 5), "debit_account_id": 1, "debit_ledger": 978, "credit_account_id": 1, "credit_ledger": 840,
+        "debit_clearing_account_id": 2, "credit_clearing_account_id": 2, "amount": 100, "credit_amount": 108, "code": 1,
+    }  # fmt: skip
+    answer = write(session, "/v1/cross-transfers", asked, prefer="wait=30")
+    assert answer.status_code == 201, answer.text
+    [result] = answer.json()["results"]
+    assert (result["id"], result["result"], result["shard"]) == (str(2**127 + 5), "created", (2**127 + 5) % 4)
+    wrong = asked | {"id": 9, "credit_ledger": 978}
+    answer = write(session, "/v1/cross-transfers", [asked, asked | {"amount": 99}, wrong], prefer="wait=30")
+    assert answer.status_code == 200
+    assert [found["result"] for found in answer.json()["results"]] == [
+        "exists", "exists_with_different_fields", "ledgers_must_be_different"
+    ]  # fmt: skip
+    forged = {"type": "LegAnswered", "id": 1, "result": "created"}
+    assert write(session, "/v1/cross-transfers", forged).status_code == 422
 
 
 class LosesAnswers(httpx.AsyncBaseTransport):

@@ -32,6 +32,7 @@ class Part(StrEnum):
     LOCKING = "locking"
     MATCHING = "matching"
     FRAUD = "fraud"
+    LEDGER_CLIENT = "ledger_client"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -44,6 +45,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.LOCKING: ("postgres",),
     Part.MATCHING: (),
     Part.FRAUD: (),
+    Part.LEDGER_CLIENT: ("kafka", "registry", "valkey"),
 }
 
 

@@ -291,15 +291,23 @@ class LosesAnswers(httpx.AsyncBaseTransport):
 
 LEDGER = 4_004
 FIRST = 1 << 100
+"""Ids count per shard, and all ledgers here are of one: each takes its own from here on."""
+GRPC_LEDGER = 6_012
+GRPC_FIRST = FIRST + (GRPC_LEDGER << 40)
+
+
+def first_of(ledger: int) -> int:
+    return FIRST + (ledger << 40)
 
 
 def opened(client: LedgerClient, ledger: int) -> None:
-    results = client.create_accounts([Account(FIRST + n, ledger, 1) for n in range(10)])
+    results = client.create_accounts([Account(first_of(ledger) + n, ledger, 1) for n in range(10)])
     assert {result.result for result in results} <= {"created", "exists"}
 
 
 def moves(count: int, ledger: int, first: int) -> list[Transfer]:
-    return [Transfer(first + n, FIRST + n % 10, FIRST + (n + 1) % 10, n, ledger, 1) for n in range(count)]
+    account = first_of(ledger)
+    return [Transfer(first + n, account + n % 10, account + (n + 1) % 10, n, ledger, 1) for n in range(count)]
 
 
 def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple[str, str, str]) -> None:
@@ -320,9 +328,9 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
         # the answers that were lost are given again: nothing is "exists"
         assert {result.result for at, result in enumerate(results) if at not in failed} == {"created"}
         assert transport.writes >= 6
-        account = client.account(FIRST, ledger=LEDGER, min_sequence=results[-1].sequence)
+        account = client.account(first_of(LEDGER), ledger=LEDGER, min_sequence=results[-1].sequence)
         wanted = [transfer for at, transfer in enumerate(sent) if at not in failed]
-        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == FIRST)
+        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == first_of(LEDGER))
         assert client.transfer(sent[-1].id, ledger=LEDGER)["amount"] == 2_499
         with pytest.raises(LedgerApiError, match="404 not-found"):
             client.account(12345, ledger=LEDGER)
@@ -335,7 +343,7 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
 async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, str, str]) -> None:
     transport = LosesAnswers()
     async with AsyncLedgerClient(*credentials, transport=transport, in_flight=1) as client:
-        await client.create_accounts([Account(FIRST + n, LEDGER + 4, 1) for n in range(10)])
+        await client.create_accounts([Account(first_of(LEDGER + 4) + n, LEDGER + 4, 1) for n in range(10)])
         before = transport.writes
         chain = [transfer._replace(flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
         calls = [client.create_transfers([move]) for move in moves(500, LEDGER + 4, 1 << 91)]
@@ -351,13 +359,14 @@ def test_import_of_every_format_goes_on_where_it_broke_off(
     api: ApiServer, credentials: tuple[str, str, str], tmp_path: Path, suffix: str
 ) -> None:
     ledger = 5_008 + 4 * [".ndjson", ".csv", ".avro", ".parquet"].index(suffix)
-    accounts = [{"type": "CreateAccount", "id": FIRST + n, "ledger": ledger, "code": 1} for n in range(2)]
+    first = first_of(ledger)
+    accounts = [{"type": "CreateAccount", "id": first + n, "ledger": ledger, "code": 1} for n in range(2)]
     transfers = [
-        {"type": "CreateTransfer", "id": FIRST + 10 + n, "debit_account_id": FIRST, "credit_account_id": FIRST + 1,
+        {"type": "CreateTransfer", "id": first + 10 + n, "debit_account_id": first, "credit_account_id": first + 1,
          "amount": 2**64 + n, "ledger": ledger, "code": 1, "flags": ["linked", "pending"] if n == 3 else []}
         for n in range(7)
     ]  # fmt: skip
-    transfers[5]["credit_account_id"] = FIRST
+    transfers[5]["credit_account_id"] = first
     if suffix == ".avro":
         path = tmp_path / "all.avro"
         codec = codec_of("ledger.commands")
@@ -401,10 +410,10 @@ def test_import_of_every_format_goes_on_where_it_broke_off(
             return results
 
     with LedgerClient(*credentials) as client:
-        first = Import(path, batch_events=3)
+        broken = Import(path, batch_events=3)
         with pytest.raises(KeyboardInterrupt):
-            first.run(Breaks(client))
-        assert first.done.records == 3
+            broken.run(Breaks(client))
+        assert broken.done.records == 3
     _, client_id, secret = credentials
     done = subprocess.run(
         [str(Path(sys.executable).with_name("streambank")), "ledger", "import", str(path), "--batch-events", "3"],
@@ -413,11 +422,11 @@ def test_import_of_every_format_goes_on_where_it_broke_off(
     )  # fmt: skip
     assert done.returncode == 1, done.stderr  # one was refused
     assert "going on after record 3" in done.stderr
-    state = json.loads(first.state_path.read_text())
+    state = json.loads(broken.state_path.read_text())
     assert state["records"] == 9
     assert state["results"] == {"created": 5, "exists": 3, "accounts_must_be_different": 1}
-    [refused] = [json.loads(line) for line in first.refused_path.read_text().splitlines()]
-    assert refused == {"record": 8, "id": str(FIRST + 15), "result": "accounts_must_be_different"}
+    [refused] = [json.loads(line) for line in broken.refused_path.read_text().splitlines()]
+    assert refused == {"record": 8, "id": str(first + 15), "result": "accounts_must_be_different"}
     again = Import(path)
     assert again.run(None).records == 9  # type: ignore[arg-type] # nothing is left to send
     path.write_bytes(path.read_bytes() + b"\n")
@@ -431,18 +440,18 @@ def wide(value: int) -> pb.Uint128:
 
 def pb_transfer(number: int, amount: int, ledger: int, **more: Any) -> pb.Transfer:
     return pb.Transfer(
-        id=wide(FIRST + number), debit_account_id=wide(FIRST), credit_account_id=wide(FIRST + 1), amount=wide(amount),
-        ledger=ledger, code=1, **more,
+        id=wide(GRPC_FIRST + number), debit_account_id=wide(GRPC_FIRST), credit_account_id=wide(GRPC_FIRST + 1),
+        amount=wide(amount), ledger=ledger, code=1, **more,
     )  # fmt: skip
 
 
 async def test_the_ledger_by_grpc(api: ApiServer) -> None:
-    ledger = 6_012
+    ledger = GRPC_LEDGER
     bearer = [("authorization", f"Bearer {api.token('ledger:read', 'ledger:write')}")]
     reader = [("authorization", f"Bearer {api.token('ledger:read')}")]
     async with grpc.aio.insecure_channel(f"{api.environment.host}:{GRPC_PORT}") as channel:
         stub = LedgerServiceStub(channel)
-        accounts = [pb.Account(id=wide(FIRST + n), ledger=ledger, code=7, user_data_64=n) for n in range(2)]
+        accounts = [pb.Account(id=wide(GRPC_FIRST + n), ledger=ledger, code=7, user_data_64=n) for n in range(2)]
         made = await stub.CreateAccounts(pb.CreateAccountsRequest(accounts=accounts), metadata=bearer, timeout=30)
         assert [result.result for result in made.results] == ["created", "created"]
 
@@ -487,26 +496,26 @@ async def test_the_ledger_by_grpc(api: ApiServer) -> None:
             42, {"exists": 40, "created": 1, "pending_id_must_be_zero": 1}
         )  # fmt: skip
         [refusal] = imported.refused
-        assert (refusal.index, refusal.id, refusal.result) == (41, wide(FIRST + 201), "pending_id_must_be_zero")
+        assert (refusal.index, refusal.id, refusal.result) == (41, wide(GRPC_FIRST + 201), "pending_id_must_be_zero")
 
         last = await stub.CreateTransfers(
             pb.CreateTransfersRequest(transfers=[pb_transfer(300, 3, ledger)]), metadata=bearer, timeout=30
         )
         total = big + 2 * sum(range(100, 140, 2)) + 1 + 3
         lookup = pb.LookupRequest(
-            ids=[wide(FIRST + 1), wide(99), wide(FIRST)], ledger=ledger, min_sequence=last.results[0].sequence
+            ids=[wide(GRPC_FIRST + 1), wide(99), wide(GRPC_FIRST)], ledger=ledger, min_sequence=last.results[0].sequence
         )
         states = (await stub.LookupAccounts(lookup, metadata=reader, timeout=60)).accounts
         assert [(state.account.id, state.account.user_data_64, state.account.code) for state in states] == [
-            (wide(FIRST + 1), 1, 7), (wide(FIRST), 0, 7),
+            (wide(GRPC_FIRST + 1), 1, 7), (wide(GRPC_FIRST), 0, 7),
         ]  # fmt: skip
         assert (states[0].credits_posted, states[1].debits_posted) == (wide(total), wide(total))
-        lookup = pb.LookupRequest(ids=[wide(FIRST + 300), wide(FIRST + 10)], ledger=ledger)
+        lookup = pb.LookupRequest(ids=[wide(GRPC_FIRST + 300), wide(GRPC_FIRST + 10)], ledger=ledger)
         found = (await stub.LookupTransfers(lookup, metadata=reader, timeout=30)).transfers
         assert [transfer.amount for transfer in found] == [wide(3), wide(big)]
 
         entries: list[Any] = []
-        page = pb.GetStatementRequest(account_id=wide(FIRST), ledger=ledger, limit=17)
+        page = pb.GetStatementRequest(account_id=wide(GRPC_FIRST), ledger=ledger, limit=17)
         while True:
             answer = await stub.GetStatement(page, metadata=reader, timeout=30)
             entries += answer.entries

@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup lint test-unit test demo bench clean purge
 
 export UV_PYTHON_DOWNLOADS := never
+# Each worker has servers of its own, about 3 GB; the tests of a file stay together.
+PYTEST := .venv/bin/pytest --numprocesses 2 --dist loadfile
 # Processes of the stack come and go; where bytecode may not be written, each would compile its libraries again.
 export UV_COMPILE_BYTECODE := 1
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .streambank/uv/bin/uv)
@@ -32,10 +34,10 @@ lint: $(SYNCED) ## Style, types and import contracts.
 	.venv/bin/lint-imports
 
 test-unit: $(SYNCED) ## The tests that start no server.
-	.venv/bin/pytest -m 'not stack'
+	$(PYTEST) -m 'not stack'
 
 test: setup lint ## Everything.
-	.venv/bin/pytest --durations=20
+	$(PYTEST) --durations=20
 
 demo: setup ## Run the main job on about a minute of simulated card payments.
 	@$(STREAMBANK) demo

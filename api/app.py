@@ -22,12 +22,22 @@ import structlog
 from aiohttp import web
 from aiohttp.client_exceptions import ClientConnectionError, ClientPayloadError
 
-from api.auth import Authenticator, JwksUrl, LocalKeys, TokenError, client_credentials, granted_scopes, issue_token
+from api.auth import (
+    Authenticator,
+    JwksUrl,
+    LocalKeys,
+    Principal,
+    TokenError,
+    client_credentials,
+    granted_scopes,
+    issue_token,
+)
 from api.batching import Batcher
 from api.clients import ClientStore
 from api.config import ApiSettings
 from api.cross_transfers import CROSS_ROUTE, CrossTransfers
 from api.docs_page import PAGE, POLICY
+from api.fraud_cases import FraudCases
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import LedgerIngest, WriteRoute, preferred_wait
@@ -49,6 +59,7 @@ from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_or
 from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import (
+    FRAUD_TRANSACTIONS,
     LEDGER_COMMANDS,
     LEDGER_CROSS_COMMANDS,
     LEDGER_RESULTS,
@@ -67,6 +78,13 @@ WRITE_ROUTES: Final = (
     WriteRoute("/v1/accounts", ("CreateAccount",)),
     WriteRoute("/v1/transfers", ("CreateTransfer",)),
     WriteRoute("/v1/ledger/events", ("CreateAccount", "CreateTransfer")),
+)
+CASE_ROUTES: Final = (
+    ("GET", "/v1/fraud/cases", FraudCases.page),
+    ("GET", "/v1/fraud/cases/{id}", FraudCases.get),
+    ("POST", "/v1/fraud/cases/{id}/assign", FraudCases.assign),
+    ("POST", "/v1/fraud/cases/{id}/notes", FraudCases.note),
+    ("POST", "/v1/fraud/cases/{id}/close", FraudCases.close_case),
 )
 MAX_FORM_BYTES: Final = 8192
 MAX_METADATA_BYTES: Final = 128 << 10
@@ -148,6 +166,9 @@ class Worker:
             transfer_flags=transfer.field("flags").flags,
         )
         self.metadata = Metadata(self.queries)
+        self.cases = FraudCases(
+            settings, self._guard, timeout=config.store_seconds, delivery_seconds=config.delivery_seconds
+        )
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
         self.cross_transfers = CrossTransfers(settings, config, self.events_limit, self.idempotency)
@@ -173,6 +194,7 @@ class Worker:
             asyncio.to_thread(self.cross_transfers.results.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
+        await self.cases.open()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -189,6 +211,7 @@ class Worker:
         ):  # fmt: skip
             await asyncio.to_thread(part.close)
         await self.queries.close()
+        await self.cases.close()
         await self.trading.books.close()
         await self.idempotency.close()
         await self.events_limit.close()
@@ -216,11 +239,17 @@ class Worker:
             self._readiness = (time.monotonic(), answers)
         return answers
 
+    async def _guard(self, request: web.Request, scope: str) -> tuple[Principal, dict[str, str]]:
+        principal = await self.authenticator.principal(request.headers.get("Authorization"), scope)
+        allowance = await self.events_limit.charge(principal.client_id, 1)
+        return principal, allowance.headers()
+
     async def _learn_schema_id(self) -> None:
         said = ""
         while None in (self.sender.schema_id, self.trading.sender.schema_id, self.cross_transfers.sender.schema_id):
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
+                self.cases.sender.schema_id = found[FRAUD_TRANSACTIONS.name]
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
                 self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]
                 self.cross_transfers.sender.schema_id = found[LEDGER_CROSS_COMMANDS.name]
@@ -278,6 +307,8 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_put("/v1/ledgers/{ledger}", _ledger_metadata)
     app.router.add_get("/v1/transfers", _search)
     app.router.add_get("/v1/transfers/{id}", _transfer)
+    for method, path, action in CASE_ROUTES:
+        app.router.add_route(method, path, partial(_case, action))
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)
@@ -353,6 +384,12 @@ async def _cross_transfer(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.cross_transfers.ingest.handle(request, CROSS_ROUTE, principal)
+
+
+async def _case(
+    action: Callable[[FraudCases, web.Request], Awaitable[web.Response]], request: web.Request
+) -> web.StreamResponse:
+    return await action(request.app[WORKER].cases, request)
 
 
 async def _order(route: WriteRoute, request: web.Request) -> web.StreamResponse:

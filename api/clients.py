@@ -26,6 +26,8 @@ __all__ = ["SCOPES", "Client", "ClientError", "ClientStore"]
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
     "ledger:read": "Read balances, statements and transfers.",
+    "fraud:read": "Read fraud cases.",
+    "fraud:write": "Assign, note and close fraud cases.",
     "orders:write": "Enter, amend and cancel orders.",
     "orders:read": "Read orders, books and market data.",
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",

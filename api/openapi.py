@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from api.bodies import MEDIA_TYPES
 from api.clients import SCOPES
+from api.fraud_cases import case_paths, case_schemas
 from api.problems import JSON_PROBLEM, PROBLEMS
 from pipelines.codec import FrameCodec
 from pipelines.event_json import json_schema
@@ -34,7 +35,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
     schemas: dict[str, Any] = {
         kind.name: _without_required_type(json_schema(kind)) for kind in commands.event_types
     } | {kind.name: _as_answer(json_schema(kind)) for kind in results.event_types}
-    schemas |= _schemas(commands, results)
+    schemas |= _schemas(commands, results) | case_schemas()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -53,6 +54,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
         "tags": [
             {"name": "Writes", "description": "Events into the ledger."},
             {"name": "Queries", "description": "Balances, statements and transfers."},
+            {"name": "Fraud cases", "description": "Cards that somebody must look at."},
             {"name": "Access", "description": "Tokens and keys."},
             {"name": "Operation", "description": "Health, metrics and this document."},
         ],
@@ -71,6 +73,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             "/v1/accounts/{id}/statement": {"get": _statement()},
             "/v1/accounts/{id}/balance": {"get": _balance()},
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
+            **case_paths(_problems),
             "/oauth/token": {"post": _token()},
             "/.well-known/jwks.json": {"get": _open("Access", "getKeys", "Public keys", "application/json")},
             "/health/live": {"get": _open("Operation", "isLive", "Whether the process answers", "application/json")},

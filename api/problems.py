@@ -49,6 +49,7 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         ProblemType("idempotency-key-in-use", 409, "A request with this Idempotency-Key is still running",
                     "Repeat after the stated time."),
         ProblemType("ambiguous-id", 409, "The id exists in several ledgers", "Add `?ledger=` with one of the ledgers."),
+        ProblemType("case-closed", 409, "The fraud case is closed", "Read the case; a closed one stays as it is."),
         ProblemType("too-large", 413, "The request is too large", "Split it, or stream it as NDJSON."),
         ProblemType("unsupported-media-type", 415, "The content type is not supported",
                     "Send application/json, application/x-ndjson or application/avro, without a content encoding."),

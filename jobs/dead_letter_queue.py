@@ -29,6 +29,7 @@ from infra.registry import writer_schema
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
 from jobs.dead_letters import LetterPlace, decode_letters
+from jobs.sinks import SINKS, load_sink
 from jobs.sinks.base import Refused, Sink, StoreUnavailable
 from jobs.sinks.records import RecordReader
 from pipelines.catalogue import PIPELINES, TOPICS, Topic
@@ -164,14 +165,8 @@ class DeadLetterQueue:
         return f"applied {len(events)} event(s) through {place.letter.consumer}"
 
     def _sink(self, consumer: str) -> Sink | None:
-        from jobs.sinks.cassandra import CassandraSink
-        from jobs.sinks.minute_bars import MinuteBarsSink
-        from jobs.sinks.postgres import PostgresSink
-        from jobs.sinks.settlement import SettlementRelay
-        from jobs.sinks.valkey import ValkeyBooksSink, ValkeyOrdersSink
-
-        kinds = (CassandraSink, PostgresSink, SettlementRelay, MinuteBarsSink, ValkeyBooksSink, ValkeyOrdersSink)
-        return next((kind(self._settings) for kind in kinds if consumer == f"sink-{kind.name}"), None)
+        name = consumer.removeprefix("sink-")
+        return load_sink(name)(self._settings) if consumer != name and name in SINKS else None
 
     def _produce(self, topic: Topic, partition: int, value: bytes) -> None:
         errors: list[KafkaError] = []

@@ -201,6 +201,38 @@ LEDGER_CROSS_EVENTS: Final = Topic(
     writers="one job",
     doc="What transfers across ledgers did, and the legs that they ask the ledger for.",
 )
+FRAUD_DECISIONS: Final = Topic(
+    "fraud.decisions",
+    partitions=FRAUD_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="fraud-scorer",
+    writers="one job",
+    doc="One decision per transaction; a frame has the sequence of the features frame that it answers.",
+)
+FRAUD_RESCORES: Final = Topic(
+    "fraud.rescores",
+    partitions=FRAUD_SHARDS,
+    retention_ms=FOREVER_MS,
+    owner="fraud-scorer",
+    writers="many producers",
+    doc="Second decisions of transactions that were decided while the model did not answer.",
+)
+FRAUD_RULES: Final = Topic(
+    "fraud.rules",
+    partitions=1,
+    retention_ms=FOREVER_MS,
+    owner="analysts",
+    writers="many producers",
+    doc="Rule sets of the fraud decisions; the newest version is in force.",
+)
+FRAUD_ALERTS: Final = Topic(
+    "fraud.alerts",
+    partitions=FRAUD_SHARDS,
+    retention_ms=90 * DAY_MS,
+    owner="fraud-cases",
+    writers="many producers",
+    doc="Alerts, one per card and day, idempotent by id.",
+)
 
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
@@ -221,6 +253,10 @@ TOPICS: Final[dict[str, Topic]] = {
         LEDGER_CROSS_COMMANDS,
         LEDGER_CROSS_RESULTS,
         LEDGER_CROSS_EVENTS,
+        FRAUD_DECISIONS,
+        FRAUD_RESCORES,
+        FRAUD_RULES,
+        FRAUD_ALERTS,
     )
 }
 

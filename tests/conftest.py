@@ -8,8 +8,11 @@ own: ``@pytest.fixture(scope="module") def environment(stack): return stack.envi
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -33,12 +36,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateStack]:
-    private = PrivateStack(tmp_path_factory.mktemp("stack"))
+def stack(request: pytest.FixtureRequest) -> Iterator[PrivateStack]:
+    """Not below pytest's own directory: another pytest that starts takes its permissions back, and Postgres, which
+    never runs as root, then loses its data. The logs of a session with failures are kept."""
+    directory = Path(tempfile.mkdtemp(prefix="streambank-"))
+    private = PrivateStack(directory)
     try:
         yield private
     finally:
         private.stop()
+        if not request.session.testsfailed:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,6 +33,7 @@ class Part(StrEnum):
     MATCHING = "matching"
     FRAUD = "fraud"
     LEDGER_CLIENT = "ledger_client"
+    FRAUD_SCORING = "fraud_scoring"
 
 
 SERVERS: dict[Part, tuple[str, ...]] = {
@@ -46,6 +47,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.MATCHING: (),
     Part.FRAUD: (),
     Part.LEDGER_CLIENT: ("kafka", "registry", "valkey"),
+    Part.FRAUD_SCORING: ("kafka", "registry"),
 }
 
 

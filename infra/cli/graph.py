@@ -5,14 +5,21 @@ Exit codes: 0 done; 1 no such pipeline.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pipelines.catalogue import Pipeline, Topic
+
+
+class SinkTopics(NamedTuple):
+    """What a sink reads, and, if it is a relay, which topics it writes."""
+
+    topic: Topic
+    targets: tuple[Topic, ...] = ()
 
 
 def graph(
@@ -30,8 +37,11 @@ def graph(
     typer.echo(mermaid(shown, sink_topics()))
 
 
-def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
-    """The diagram's text. ``sinks``: the topic that each sink reads, by the sink's name."""
+def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics]) -> str:
+    """The diagram's text. ``sinks``: what each sink reads and writes, by the sink's name. Topics of a system that no
+    job reads or writes are shown with it."""
+    from pipelines.catalogue import PIPELINES, TOPICS
+
     topics: dict[str, Topic] = {}
     nodes: list[str] = []
     edges: dict[str, None] = {}
@@ -46,6 +56,12 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
             edges[f"    job_{_id(pipeline.name)} --> {_topic(topic)}"] = None
         topics[pipeline.dead_letters.name] = pipeline.dead_letters
         edges[f"    job_{_id(pipeline.name)} -. unreadable .-> {_topic(pipeline.dead_letters)}"] = None
+    systems = {pipeline.dead_letters.name.split(".", 1)[0] for pipeline in jobs}
+    topics |= {
+        name: topic
+        for name, topic in TOPICS.items()
+        if name.split(".", 1)[0] in systems and not any(topic in _around(found) for found in PIPELINES.values())
+    }
     written = {topic.name for pipeline in jobs for topic in (*pipeline.outputs, pipeline.dead_letters)}
     for name, topic in sorted(topics.items()):
         nodes.append(f'    {_topic(topic)}[("{name}<br/>{topic.partitions} partitions")]')
@@ -53,30 +69,30 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: dict[str, Topic]) -> str:
             nodes.append(f'    writer_{_id(topic.owner)}(["{topic.owner}"])')
             edges[f"    writer_{_id(topic.owner)} --> {_topic(topic)}"] = None
     letters = {topic.name: pipeline.dead_letters for pipeline in jobs for topic in pipeline.outputs}
-    for sink, topic in sorted(sinks.items()):
+    for sink, (topic, targets) in sorted(sinks.items()):
         if topic.name in topics:
-            nodes.append(f'    sink_{_id(sink)}[/"{sink}<br/>Faust sink"/]')
+            nodes.append(f'    sink_{_id(sink)}[/"{sink}<br/>Faust {"relay" if targets else "sink"}"/]')
             edges[f"    {_topic(topic)} --> sink_{_id(sink)}"] = None
+            for target in targets:
+                if target.name not in topics:
+                    nodes.append(f'    {_topic(target)}[("{target.name}<br/>{target.partitions} partitions")]')
+                edges[f"    sink_{_id(sink)} --> {_topic(target)}"] = None
             if topic.name in letters:
                 edges[f"    sink_{_id(sink)} -. unreadable .-> {_topic(letters[topic.name])}"] = None
     return "\n".join(["flowchart LR", *dict.fromkeys(nodes), *edges])
 
 
-def sink_topics() -> dict[str, Topic]:
-    """The topic of every sink in jobs/sinks, by the sink's name."""
-    from importlib import import_module
-    from inspect import isabstract
-    from pkgutil import iter_modules
+def _around(pipeline: Pipeline) -> tuple[Topic, ...]:
+    return (*pipeline.inputs, *pipeline.outputs, pipeline.dead_letters)
 
-    import jobs.sinks
-    from jobs.sinks.base import Sink
 
-    found: dict[str, Topic] = {}
-    for module in iter_modules(jobs.sinks.__path__):
-        for kind in vars(import_module(f"jobs.sinks.{module.name}")).values():
-            if isinstance(kind, type) and issubclass(kind, Sink) and not isabstract(kind):
-                found[kind.name] = kind.topic
-    return found
+def sink_topics() -> dict[str, SinkTopics]:
+    """Every sink and relay, by its name."""
+    from jobs.sinks import SINKS, load_sink
+    from jobs.sinks.fraud_scoring import FraudScoringSink
+
+    kinds = {name: load_sink(name) for name in SINKS} | {FraudScoringSink.name: FraudScoringSink}
+    return {name: SinkTopics(kind.topic, getattr(kind, "targets", ())) for name, kind in kinds.items()}
 
 
 def register(app: typer.Typer) -> None:

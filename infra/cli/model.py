@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,7 @@ Customers = Annotated[
 
 def register(app: typer.Typer) -> None:
     model = typer.Typer(help="Fraud models: train, evaluate, compare, promote, roll back, serve.", no_args_is_help=True)
-    for command in (train, evaluate, compare, promote, rollback, serve):
+    for command in (train, evaluate, compare, promote, rollback, serve, explain, report):
         model.command()(command)
     app.add_typer(model, name="model")
 
@@ -120,6 +121,51 @@ def serve(
     from models.model_server import make_app
 
     web.run_app(make_app(_registry(tracking_uri)), host=host, port=port, print=None)
+
+
+def explain(
+    limit: Annotated[
+        int, typer.Option(envvar="STREAMBANK_MODEL_EXPLAIN_LIMIT", min=1, help="Cases to explain, newest first.")
+    ] = 100,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Give fraud cases the reasons of their scores (SHAP), from the feature vectors in Cassandra."""
+    from rich.console import Console
+
+    from infra.settings import settings
+    from models.fraud_reasons import explain_cases
+
+    Console().print(f"{explain_cases(settings(), _registry(tracking_uri), limit)} cases explained")
+
+
+def report(
+    day: Annotated[
+        str | None, typer.Option(envvar="STREAMBANK_MODEL_REPORT_DAY", help="UTC day, YYYY-MM-DD [default: yesterday].")
+    ] = None,
+    reference_days: Annotated[
+        int,
+        typer.Option(envvar="STREAMBANK_MODEL_REPORT_REFERENCE_DAYS", min=1, help="Days before it to compare with."),
+    ] = 28,
+    folder: Annotated[
+        Path | None,
+        typer.Option(envvar="STREAMBANK_MODEL_REPORT_FOLDER", help="Where to store it [default: reports in the home]."),
+    ] = None,
+) -> None:
+    """Drift, UNKNOWN rate, alert precision and calibration of a day, from Cassandra; stored with plots and metrics."""
+    from datetime import UTC, date, datetime, timedelta
+
+    from rich.console import Console
+
+    from infra.settings import settings
+    from models.fraud_report import make_report, write_report
+
+    try:
+        chosen = date.fromisoformat(day) if day else datetime.now(UTC).date() - timedelta(days=1)
+    except ValueError:
+        raise typer.BadParameter(f"{day!r} is not a day as YYYY-MM-DD") from None
+    made = make_report(settings(), (chosen - date(1970, 1, 1)).days, reference_days)
+    for path in write_report(made, folder or settings().home / "reports" / "fraud"):
+        Console().print(str(path))
 
 
 def _registry(tracking_uri: str | None) -> Registry:

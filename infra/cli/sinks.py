@@ -7,26 +7,15 @@ from typing import Annotated
 
 import typer
 
+from jobs.sinks import SINKS
 
-class Destination(StrEnum):
-    """Stores that a sink writes to."""
-
-    POSTGRES = "postgres"
-    CASSANDRA = "cassandra"
-    POSTGRES_TOTALS = "postgres-totals"
-    CASSANDRA_TOTALS = "cassandra-totals"
-    SAGA_LEGS = "saga-legs"
-    SAGA_ANSWERS = "saga-answers"
-    VALKEY_BOOKS = "valkey-books"
-    VALKEY_ORDERS = "valkey-orders"
-    CASSANDRA_BARS = "cassandra-bars"
-    SETTLEMENT = "settlement"
+Destination = StrEnum("Destination", [(name, name) for name in SINKS])  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def sink(
-        destination: Annotated[Destination, typer.Argument(help="Store to write to.")],
+        destination: Annotated[Destination, typer.Argument(help="What to write to.")],
         web_port: Annotated[
             int | None,
             typer.Option(
@@ -70,13 +59,7 @@ def register(app: typer.Typer) -> None:
 
         from infra.logs import configure_logs
         from infra.settings import settings
-        from jobs.sinks.cassandra import CassandraSink
-        from jobs.sinks.ledger_saga import SagaAnswers, SagaLegs
-        from jobs.sinks.ledger_totals import CassandraTotalsSink, PostgresTotalsSink
-        from jobs.sinks.minute_bars import MinuteBarsSink
-        from jobs.sinks.postgres import PostgresSink
-        from jobs.sinks.settlement import SettlementRelay
-        from jobs.sinks.valkey import ValkeyBooksSink, ValkeyOrdersSink
+        from jobs.sinks import load_sink
         from jobs.sinks.worker import SinkOptions, SinkWorker
 
         configure_logs()
@@ -87,20 +70,5 @@ def register(app: typer.Typer) -> None:
             stall_seconds=stall_seconds,
             web_port=web_port,
         )
-        kinds = {
-            kind.name: kind
-            for kind in (
-                PostgresSink,
-                CassandraSink,
-                PostgresTotalsSink,
-                CassandraTotalsSink,
-                ValkeyBooksSink,
-                ValkeyOrdersSink,
-                MinuteBarsSink,
-                SettlementRelay,
-                SagaLegs,
-                SagaAnswers,
-            )
-        }
-        kind = kinds[destination.value]
-        raise typer.Exit(asyncio.run(SinkWorker(kind(settings()), settings(), options).run()))
+        made = load_sink(destination.value)(settings())
+        raise typer.Exit(asyncio.run(SinkWorker(made, settings(), options).run()))

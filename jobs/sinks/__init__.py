@@ -12,3 +12,51 @@ What holds for each of them:
 
 `base` is the contract that a destination implements, `records` reads and orders records, `worker` is the Faust app.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+    from jobs.sinks.base import Sink
+    from pipelines.catalogue import Topic
+
+__all__ = ["SINKS", "load_sink"]
+
+SINKS: Final[dict[str, str]] = {
+    "postgres": "jobs.sinks.postgres:PostgresSink",
+    "cassandra": "jobs.sinks.cassandra:CassandraSink",
+    "postgres-totals": "jobs.sinks.ledger_totals:PostgresTotalsSink",
+    "cassandra-totals": "jobs.sinks.ledger_totals:CassandraTotalsSink",
+    "fraud-cases": "jobs.sinks.fraud_cases:FraudCasesSink",
+    "fraud-rescore-cases": "jobs.sinks.fraud_cases:FraudRescoreCasesSink",
+    "cassandra-fraud-features": "jobs.sinks.cassandra_fraud:FraudFeaturesSink",
+    "cassandra-fraud-decisions": "jobs.sinks.cassandra_fraud:FraudDecisionsSink",
+    "cassandra-fraud-rescores": "jobs.sinks.cassandra_fraud:FraudRescoresSink",
+    "cassandra-fraud-labels": "jobs.sinks.cassandra_fraud:FraudLabelsSink",
+    "valkey-fraud-sessions": "jobs.sinks.valkey_sessions:FraudSessionsSink",
+    "valkey-books": "jobs.sinks.valkey:ValkeyBooksSink",
+    "valkey-orders": "jobs.sinks.valkey:ValkeyOrdersSink",
+    "cassandra-bars": "jobs.sinks.minute_bars:MinuteBarsSink",
+    "settlement": "jobs.sinks.settlement:SettlementRelay",
+    "saga-legs": "jobs.sinks.ledger_saga:SagaLegs",
+    "saga-answers": "jobs.sinks.ledger_saga:SagaAnswers",
+}
+"""What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
+command of their own."""
+
+
+class _MadeOfSettings(Protocol):
+    name: str
+    topic: Topic
+
+    def __call__(self, settings: Settings) -> Sink: ...
+
+
+def load_sink(name: str) -> _MadeOfSettings:
+    """The class behind a name of `SINKS`; what it needs is imported only now."""
+    module, _, attribute = SINKS[name].partition(":")
+    kind: _MadeOfSettings = getattr(import_module(module), attribute)
+    return kind

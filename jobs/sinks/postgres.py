@@ -151,7 +151,7 @@ class PostgresSink(Sink):
     name: ClassVar[str] = "postgres"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 0
-    scratch: ClassVar[tuple[str, CopyTable]] = ("account_changes", CHANGES)
+    scratch: ClassVar[tuple[str, CopyTable] | None] = ("account_changes", CHANGES)
     """Temporary table of each connection, emptied at every commit."""
 
     def __init__(self, settings: Settings, *, schema: str = "public") -> None:
@@ -304,8 +304,9 @@ class PostgresSink(Sink):
             options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
             f" -c idle_in_transaction_session_timeout=60000 -c search_path={self._schema}",
         )
-        name, table = self.scratch
-        await connection.execute(f"CREATE TEMPORARY TABLE {name} ({table.definitions}) ON COMMIT DELETE ROWS")
+        if self.scratch is not None:
+            name, table = self.scratch
+            await connection.execute(f"CREATE TEMPORARY TABLE {name} ({table.definitions}) ON COMMIT DELETE ROWS")
         return connection
 
 

@@ -144,10 +144,9 @@ class SinkWorker:
         self.web_port = self.options.web_port or settings.faust_web_port + sink.web_port_offset
         self._topic: Topic = sink.topic
         self._topic_name = settings.kafka_topic(sink.topic.name)
-        self._dead_letter_topic = next(
-            pipeline.dead_letters for pipeline in PIPELINES.values() if sink.topic in pipeline.outputs
-        )
-        self._reader = RecordReader(sink.topic, partial(writer_schema, config=settings))
+        self._dead_letter_topic = _dead_letters_of(sink.topic)
+        self._is_numbered = sink.topic.writers == "one job"
+        self._reader = RecordReader(sink.topic, partial(writer_schema, config=settings), numbered=self._is_numbered)
         self._limit = DeadLetterLimit(self.options.dead_letter_ratio, self.options.dead_letter_window)
         self._orders: dict[int, ShardOrder] = {}
         self._rewinds: dict[int, _Rewind] = {}
@@ -414,7 +413,7 @@ class SinkWorker:
         events = 0
         for record in batch:
             order = self._orders[record.partition]
-            sequence = record.frame.sequence if record.frame else None
+            sequence = self._sequence(record)
             record.verdict = order.judge(record.offset, sequence)
             if record.verdict is Verdict.REWIND:
                 await self._rewind(record.partition, order)
@@ -435,6 +434,12 @@ class SinkWorker:
             await self.sink.flush(self._set_aside)
         EVENTS.labels(self.sink.name).inc(events)
         FLUSH_EVENTS.labels(self.sink.name).observe(events)
+
+    def _sequence(self, record: _Record) -> int | None:
+        """The frame's number; frames of many producers have none, there each record is the next."""
+        if record.frame is None:
+            return None
+        return record.frame.sequence if self._is_numbered else record.offset + 1
 
     async def _rewind(self, partition: int, order: ShardOrder) -> None:
         assert self._app is not None
@@ -505,6 +510,15 @@ class SinkWorker:
             reason=refusal.reason,
             detail=refusal.detail,
         )
+
+
+def _dead_letters_of(topic: Topic) -> Topic:
+    """The dead letters of the job that writes the topic, or else of its system."""
+    system = topic.name.split(".", 1)[0]
+    for pipeline in PIPELINES.values():
+        if topic in pipeline.outputs or pipeline.dead_letters.name.split(".", 1)[0] == system:
+            return pipeline.dead_letters
+    raise StreambankError(f"no pipeline of the catalogue has dead letters for {topic.name}")
 
 
 def _no_events() -> Events:

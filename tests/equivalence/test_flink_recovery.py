@@ -4,7 +4,6 @@ JobManager, and through changes of its parallelism."""
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -23,30 +22,30 @@ SHARDS = COUNTER.shards
 
 
 class Stream:
-    """Produces a log from a thread, never far ahead of the job, so that every kill meets it at work."""
+    """Produces a log from a thread, never far ahead of the job, so that every kill meets it at work; at the end of the
+    block what is left goes out at once."""
 
     AHEAD = 200
+    STEP = 20
 
-    def __init__(self, environment, log, frames_per_second):
-        self._thread = threading.Thread(target=self._run, args=(environment, log, frames_per_second))
-        self._stop = threading.Event()
+    def __init__(self, environment, log):
+        self._thread = threading.Thread(target=self._run, args=(environment, log))
+        self._hurry = threading.Event()
 
-    def _run(self, environment, log, frames_per_second):
-        step = max(1, frames_per_second // 10)
-        for first in range(0, len(log), step):
-            while first > count(environment, LEDGER_RESULTS.name, SHARDS) + self.AHEAD:
-                if self._stop.wait(0.05):
-                    return
-            produce(environment, LEDGER_COMMANDS.name, log[first : first + step])
-            time.sleep(0.1)
+    def _run(self, environment, log):
+        sent = 0
+        while sent < len(log) and not self._hurry.wait(0.1):
+            if sent <= count(environment, LEDGER_RESULTS.name, SHARDS) + self.AHEAD:
+                produce(environment, LEDGER_COMMANDS.name, log[sent : sent + self.STEP])
+                sent += self.STEP
+        produce(environment, LEDGER_COMMANDS.name, log[sent:])
 
     def __enter__(self):
         self._thread.start()
         return self
 
-    def __exit__(self, failed, *_):
-        if failed:
-            self._stop.set()
+    def __exit__(self, *_):
+        self._hurry.set()
         self._thread.join()
 
 
@@ -62,7 +61,7 @@ def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment
     wanted = expected(COUNTER, log, schema_ids)
     job = start(environment, parallelism=2)
     try:
-        with Stream(environment, log, frames_per_second=100):
+        with Stream(environment, log):
             # a lost TaskManager, twice: Flink restarts the job by itself
             for kill in (1, 2):
                 wait_for_results(environment, 300 * kill)

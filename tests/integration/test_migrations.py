@@ -27,6 +27,7 @@ VERSIONS = [
     "0002_account_version",
     "0003_ledger_totals",
     "0004_transfer_search",
+    "0010_fraud_cases",
     "0050_ledger_metadata",
 ]
 

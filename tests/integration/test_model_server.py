@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from models.fraud_dataset import BASE_INPUTS, FraudDataset, UnknownInputError, dataset_of, model_inputs
 from models.fraud_evaluation import fold
+from models.fraud_reasons import reasons
 from models.fraud_registry import ModelVersion, NotPromotedError, Registry
 from models.fraud_training import ParityError, Recipe, check_parity, export, fit
 from models.fraud_workflow import evaluate_version, train_and_register
@@ -96,6 +97,19 @@ def test_evaluation_of_the_exported_bytes(registry: Registry, versions: list[Mod
     found = evaluate_version(registry, "champion", data)
     assert 0.7 < found["auc_roc"] <= 1
     assert found["brier"] < 0.05
+
+
+def test_reasons_add_up_to_the_score(registry: Registry, versions: list[ModelVersion], data: FraudDataset) -> None:
+    model = OnnxModel(registry.exported(versions[0]))
+    scores = model.score_vectors(data.vectors)
+    highest = data.vectors[np.argsort(-scores)[:3]]
+    found = reasons(model, highest, data.vectors[-50:])
+    for one, score in zip(found, np.sort(scores)[::-1], strict=False):
+        contributions = [part["contribution"] for part in one["inputs"]]
+        assert one["average"] + sum(contributions) == pytest.approx(score * 1_000_000, abs=20)
+        assert contributions == sorted(contributions, key=abs, reverse=True)
+        assert {part["input"] for part in one["inputs"]} == set(model.inputs)
+    assert reasons(model, highest, data.vectors[-50:]) == found
 
 
 def test_export_that_scores_otherwise_is_refused(data: FraudDataset) -> None:

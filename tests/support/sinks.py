@@ -135,7 +135,12 @@ class SinkProcess:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("streambank")), "sink", destination],
-                env={**variables(environment), "STREAMBANK_SINK_WEB_PORT": str(self.web_port), **overrides},
+                env={
+                    **variables(environment),
+                    "TMPDIR": str(log.parent),
+                    "STREAMBANK_SINK_WEB_PORT": str(self.web_port),
+                    **overrides,
+                },
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

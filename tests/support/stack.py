@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
@@ -47,10 +48,25 @@ Stack(Settings()).down()
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 
+def _candidates() -> Iterator[int]:
+    """Ports below the range from which outgoing connections take theirs, each once; test workers that run side by side
+    draw from different ones."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(15_000 + worker, 20_000, workers))
+    random.Random().shuffle(ports)
+    return iter(ports)
+
+
+_CANDIDATES = _candidates()
+
+
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nobody listens on, below the range from which outgoing connections take theirs."""
-    candidates = random.Random().sample(range(15_000, 20_000), 5_000)
-    return list(itertools.islice((port for port in candidates if not is_taken(host, port)), count))
+    """Ports that nobody listens on, and that nobody was given before: a server may start long after it got its own."""
+    ports = list(itertools.islice((port for port in _CANDIDATES if not is_taken(host, port)), count))
+    if len(ports) < count:
+        raise RuntimeError(f"{count} free ports were asked for, {len(ports)} are left between 15000 and 20000")
+    return ports
 
 
 def private_settings(directory: Path) -> Settings:

@@ -209,6 +209,7 @@ GOOD_FILE = container([avro_transfer(number) for number in range(5)])
         (container(["x"], "string"), "invalid-event"),
         (container([avro_transfer(1)], codec="bzip2"), "unsupported-media-type"),
     ],
+    ids=["empty", "json", "magic", "cut", "wrong-sync", "bad-count", "huge-count", "other-record", "text", "bzip2"],
 )  # fmt: skip
 async def test_avro_that_cannot_be_read(body: bytes, slug: str) -> None:
     with pytest.raises(Problem) as caught:

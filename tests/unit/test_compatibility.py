@@ -161,7 +161,9 @@ def _avro_says_readable(reader: Any, writer: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("topic", "change", "expected"), [case[1:] for case in INCOMPATIBLE + OWN_RULES], ids=lambda value: str(value)[:40]
+    ("topic", "change", "expected"),
+    [case[1:] for case in INCOMPATIBLE + OWN_RULES],
+    ids=[case[0] for case in INCOMPATIBLE + OWN_RULES],
 )
 def test_incompatible_change_names_the_field(topic: Topic, change: Change, expected: str) -> None:
     found = problems(_changed(topic, change), [(1, topic.schema())], "BACKWARD_TRANSITIVE")

@@ -5,8 +5,8 @@ import re
 import typer
 from typer.testing import CliRunner
 
-from infra.cli.graph import mermaid, register
-from pipelines.catalogue import LEDGER_EVENTS, PIPELINES, TOPICS
+from infra.cli.graph import SinkTopics, mermaid, register
+from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, PIPELINES, TOPICS
 from tests.support.counter_kernel import COUNTER
 
 
@@ -24,7 +24,7 @@ def test_every_topic_and_pipeline_is_there():
 
 
 def test_edges_follow_the_events():
-    assert edges(mermaid([COUNTER], {"postgres": LEDGER_EVENTS})) == {
+    assert edges(mermaid([COUNTER], {"postgres": SinkTopics(LEDGER_EVENTS)})) == {
         ("writer_api", "topic_ledger_commands"),
         ("topic_ledger_commands", "job_counter"),
         ("job_counter", "topic_ledger_results"),
@@ -35,8 +35,13 @@ def test_edges_follow_the_events():
     }
 
 
+def test_a_relay_leads_on_to_its_targets():
+    sinks = {"again": SinkTopics(LEDGER_EVENTS, (LEDGER_COMMANDS,))}
+    assert ("sink_again", "topic_ledger_commands") in edges(mermaid([COUNTER], sinks))
+
+
 def test_every_node_of_an_edge_is_declared_once():
-    text = mermaid(PIPELINES.values(), {"postgres": LEDGER_EVENTS})
+    text = mermaid(PIPELINES.values(), {"postgres": SinkTopics(LEDGER_EVENTS)})
     declared = re.findall(r"^    (\w+)[\[(]", text, re.MULTILINE)
     assert len(declared) == len(set(declared))
     assert {node for edge in edges(text) for node in edge} == set(declared)

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0050_ledger_metadata"
-down_revision = "0004_transfer_search"
+down_revision = "0010_fraud_cases"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,333 @@
+"""Frames of features into frames of decisions: scored, judged by the rules, and written to Kafka.
+
+A decision frame has the sequence of the features frame that it answers, and its record carries the position behind that
+frame. So the output topic itself knows how far the work is: a scorer that was killed goes on behind the last decision
+that Kafka has. What it had sent without knowing is sent again under the same sequence, and readers drop it; the first
+decision of a sequence is the one that counts, even where a later one would have found the model awake.
+
+Within ``deadline_seconds`` of the moment at which a frame was taken in hand all its transactions are decided, by score
+or by the policy for UNKNOWN. Those without a score are scored again when the model answers (bounded in number and in
+age), and the second decisions go to fraud.rescores.
+
+Needs a scorer: `models.fraud_scorers` has one that asks the model server and one with the model in the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+import prometheus_client
+import structlog
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from numpy.typing import NDArray
+
+from infra.registry import SchemaRegistry
+from infra.settings import Settings
+from jobs.fraud_rules import RuleFollower
+from jobs.sinks.base import Addition, Position, Sink, StoreUnavailable
+from jobs.topic_reader import TopicReadError
+from pipelines.catalogue import FRAUD_DECISIONS, FRAUD_FEATURES, FRAUD_RESCORES, Topic
+from pipelines.codec import codec_of
+from pipelines.errors import StreambankError
+from pipelines.frames import Events, Frame
+from pipelines.fraud.decisions import Decision, Scores, UnknownPolicy, UnknownReason, decide
+from pipelines.fraud.records import Status
+from pipelines.fraud.rules import RuleSet
+from pipelines.wire import wrap
+
+__all__ = ["FraudScoringSink", "Scorer", "ScoringOptions"]
+
+CALL_SECONDS: Final = 15.0
+POSITION_HEADER: Final = "position"
+"""Next offset, sequence and unreadable records, as decimal numbers with blanks between."""
+
+DECISIONS = prometheus_client.Counter("streambank_fraud_decisions_total", "First decisions.", ["decision"])
+UNKNOWN = prometheus_client.Counter("streambank_fraud_unknown_total", "First decisions without a score.", ["reason"])
+RESCORED = prometheus_client.Counter("streambank_fraud_rescored_total", "Decisions made again with a score.")
+GIVEN_UP = prometheus_client.Counter("streambank_fraud_rescore_given_up_total", "Never scored: too many or too old.")
+WAITING = prometheus_client.Gauge("streambank_fraud_rescore_waiting", "Transactions that wait for a score.")
+CIRCUIT_OPEN = prometheus_client.Gauge("streambank_fraud_circuit_open", "1 while the model server is not asked.")
+RULE_SET = prometheus_client.Gauge("streambank_fraud_rule_set_version", "Version of the rules in force.")
+SCORE_SECONDS = prometheus_client.Histogram(
+    "streambank_fraud_score_seconds", "From a frame in hand to its decisions.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1.0),
+)  # fmt: skip
+
+_FEATURES: Final = codec_of(FRAUD_FEATURES.name).event_type("FeatureVector").dtype
+_DECISION: Final = codec_of(FRAUD_DECISIONS.name).event_type("Decision").dtype
+
+log = structlog.get_logger("streambank.scoring")
+
+
+class Scorer(Protocol):
+    """Gives scores to feature vectors. `score` never raises and keeps to its seconds."""
+
+    model: str
+
+    @property
+    def circuit_is_open(self) -> bool:
+        """Whether it would not ask now."""
+
+    async def open(self) -> None:
+        """Prepare."""
+
+    async def close(self) -> None:
+        """Release."""
+
+    async def score(self, vectors: NDArray[np.void], seconds: float) -> Scores:
+        """Scores, or the reason why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOptions:
+    """Times in seconds."""
+
+    deadline_seconds: float = 0.25
+    policy: UnknownPolicy = field(default_factory=UnknownPolicy)
+    rescore_seconds: float = 600.0
+    """Age at which a transaction without a score is given up."""
+    rescore_events: int = 200_000
+    """Transactions that wait for a score, at most; the oldest are given up."""
+    rescore_interval_seconds: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Vectors of one frame without scores."""
+
+    shard: int
+    vectors: NDArray[np.void]
+    since: float
+
+
+class FraudScoringSink(Sink):
+    """See the module."""
+
+    name: ClassVar[str] = "fraud-scoring"
+    topic: ClassVar[Topic] = FRAUD_FEATURES
+    web_port_offset: ClassVar[int] = 20
+
+    def __init__(self, settings: Settings, scorer: Scorer, options: ScoringOptions | None = None) -> None:
+        super().__init__()
+        self._settings = settings
+        self._scorer = scorer
+        self._options = options or ScoringOptions()
+        self._rules: RuleFollower | None = None
+        self._producer: Any = None
+        self._schema_ids: dict[str, int] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._rescoring: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        try:
+            await asyncio.to_thread(self._open)
+        except (StreambankError, KafkaException) as error:
+            raise StoreUnavailable(str(error)) from error
+        await self._scorer.open()
+        self._rescoring = asyncio.create_task(self._rescore_forever())
+
+    def _open(self) -> None:
+        with SchemaRegistry(self._settings) as registry:
+            for topic in (FRAUD_DECISIONS, FRAUD_RESCORES):
+                self._schema_ids[topic.name] = registry.schema_id(topic)
+        if self._rules is None:
+            self._rules = RuleFollower(self._settings, lambda rules: RULE_SET.set(rules.version)).__enter__()
+        # No message times out: a later one must never overtake it. While Kafka is away the sink waits.
+        self._producer = Producer(
+            {
+                "bootstrap.servers": self._settings.kafka_bootstrap, "acks": "all", "enable.idempotence": True,
+                "message.timeout.ms": 0, "linger.ms": 0, "message.max.bytes": 1_048_576,
+            }
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        if self._rescoring is not None:
+            self._rescoring.cancel()
+            await asyncio.gather(self._rescoring, return_exceptions=True)
+        await self._scorer.close()
+        if self._rules is not None:
+            await asyncio.to_thread(self._rules.__exit__, None, None, None)
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules in force."""
+        assert self._rules is not None, "open() comes first"
+        return self._rules.rules
+
+    async def load_positions(self, partitions: Collection[int]) -> Mapping[int, Position]:
+        try:
+            return await asyncio.to_thread(self._load_positions, sorted(partitions))
+        except (KafkaException, TopicReadError) as error:
+            raise StoreUnavailable(f"Kafka: {error}") from error
+
+    def _load_positions(self, partitions: Sequence[int]) -> Mapping[int, Position]:
+        """From the last decision record of each partition."""
+        name = self._settings.kafka_topic(FRAUD_DECISIONS.name)
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._settings.kafka_bootstrap,
+                "group.id": self._settings.kafka_topic("fraud-scoring-positions"),  # required, never joined
+                "enable.auto.commit": False,
+            }
+        )
+        found = {}
+        try:
+            for partition in partitions:
+                _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=CALL_SECONDS)
+                found[partition] = Position(partition)
+                if end == 0:
+                    continue
+                consumer.assign([TopicPartition(name, partition, end - 1)])
+                messages = consumer.consume(1, timeout=CALL_SECONDS)
+                if not messages or messages[0].error() is not None:
+                    raise TopicReadError(f"{name} {partition}: the record at {end - 1} does not come")
+                headers = dict(messages[0].headers() or [])
+                numbers = headers.get(POSITION_HEADER, b"").split()
+                if len(numbers) != 3:
+                    raise TopicReadError(f"{name} {partition}: the record at {end - 1} was not written by a scorer")
+                found[partition] = Position(partition, *map(int, numbers))
+        finally:
+            consumer.close()
+        return found
+
+    async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
+        if rehearse:
+            return
+        began = time.monotonic()
+        frames = [addition for addition in additions if addition.after.sequence != addition.before.sequence]
+        decided = await asyncio.gather(*(self._first_decisions(addition.events) for addition in frames))
+        sent = _Sent()
+        for addition, (_, events) in zip(frames, decided, strict=True):
+            after = addition.after
+            position = f"{after.next_offset} {after.sequence} {after.unreadable_records}"
+            headers = {POSITION_HEADER: position.encode()}
+            self._produce(FRAUD_DECISIONS, after.partition, after.sequence, events, headers, sent)
+        await self._all_taken(sent)
+        SCORE_SECONDS.observe(time.monotonic() - began)
+        CIRCUIT_OPEN.set(self._scorer.circuit_is_open)
+        for addition, (scores, events) in zip(frames, decided, strict=True):
+            _count(events)
+            if scores.champion is None:
+                self._keep(addition.after.partition, addition.events, began)
+
+    async def _first_decisions(self, events: Events) -> tuple[Scores, Events]:
+        vectors = events.view(_FEATURES)
+        if (vectors["status"] == Status.computed).any():
+            scores = await self._scorer.score(vectors, self._options.deadline_seconds)
+        else:
+            scores = Scores(np.zeros(len(vectors)))
+        return scores, self._decide(vectors, scores)
+
+    def _decide(self, vectors: NDArray[np.void], scores: Scores, *, rescored: bool = False) -> Events:
+        return decide(
+            vectors,
+            scores,
+            self.rules,
+            self._options.policy,
+            model=self._scorer.model,
+            scored_at=time.time_ns() // 1000,
+            rescored=rescored,
+        )
+
+    def _produce(
+        self, topic: Topic, shard: int, sequence: int, events: Events, headers: dict[str, bytes], sent: _Sent
+    ) -> None:
+        frame = Frame(topic.name, shard, sequence, time.time_ns() // 1000, None, events)
+        value = wrap(self._schema_ids[topic.name], codec_of(topic.name).encode(frame))
+        sent.waiting += 1
+        self._producer.produce(
+            self._settings.kafka_topic(topic.name),
+            value,
+            key=str(shard).encode(),
+            partition=shard,
+            headers=headers,
+            on_delivery=sent.answered,
+        )
+
+    async def _all_taken(self, sent: _Sent) -> None:
+        """Wait until Kafka has everything on all replicas."""
+        while sent.waiting and not sent.errors:
+            await asyncio.to_thread(self._producer.flush, 1.0)
+        if sent.errors:
+            await asyncio.to_thread(self._open)
+            raise StoreUnavailable(f"Kafka did not take a decision: {sent.errors[0]}")
+
+    async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
+        """Decide events that were set aside; their decisions go to fraud.rescores, their sequence being over."""
+        _, decided = await self._first_decisions(events)
+        sent = _Sent()
+        self._produce(FRAUD_RESCORES, shard, 0, decided, {}, sent)
+        await self._all_taken(sent)
+
+    # --- scoring again
+
+    def _keep(self, shard: int, events: Events, since: float) -> None:
+        vectors = events.view(_FEATURES)
+        without = vectors[vectors["status"] == Status.computed]
+        if len(without):
+            self._waiting.append(_Waiting(shard, without, since))
+        count = sum(len(one.vectors) for one in self._waiting)
+        while count > self._options.rescore_events:
+            given_up = len(self._waiting.popleft().vectors)
+            count -= given_up
+            GIVEN_UP.inc(given_up)
+        WAITING.set(count)
+
+    async def _rescore_forever(self) -> None:
+        """Try the oldest now and then; while the model answers, go on with the next at once. A try is also what finds
+        out that a server is back when no transactions come."""
+        while True:
+            await asyncio.sleep(self._options.rescore_interval_seconds)
+            try:
+                while self._waiting and await self._rescore(self._waiting[0]):
+                    pass
+            except StoreUnavailable as error:
+                log.warning("rescores_wait", detail=str(error))
+            except Exception:
+                log.exception("rescoring_failed")
+
+    async def _rescore(self, oldest: _Waiting) -> bool:
+        """Whether the oldest is done with."""
+        if time.monotonic() - oldest.since > self._options.rescore_seconds:
+            GIVEN_UP.inc(len(oldest.vectors))
+        else:
+            scores = await self._scorer.score(oldest.vectors, self._options.deadline_seconds)
+            if scores.champion is None:
+                return False
+            events = self._decide(oldest.vectors, scores, rescored=True)
+            sent = _Sent()
+            self._produce(FRAUD_RESCORES, oldest.shard, 0, events, {}, sent)
+            await self._all_taken(sent)
+            RESCORED.inc(len(events))
+        if self._waiting and self._waiting[0] is oldest:  # else it was pushed out meanwhile
+            self._waiting.popleft()
+        WAITING.set(sum(len(one.vectors) for one in self._waiting))
+        return True
+
+
+class _Sent:
+    """Records on their way; the producer's thread calls `answered`."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.errors: list[str] = []
+
+    def answered(self, error: Any, _message: Any) -> None:
+        self.waiting -= 1
+        if error is not None:
+            self.errors.append(str(error))
+
+
+def _count(events: Events) -> None:
+    decisions = events.view(_DECISION)
+    for kind, count in zip(*np.unique(decisions["decision"], return_counts=True), strict=True):
+        DECISIONS.labels(Decision(kind).name).inc(int(count))
+    for reason, count in zip(*np.unique(decisions["unknown_reason"], return_counts=True), strict=True):
+        if reason != UnknownReason.none:
+            UNKNOWN.labels(UnknownReason(reason).name).inc(int(count))

@@ -163,7 +163,7 @@ def _records(path: Path, codec: FrameCodec, place: _Place) -> Generator[list[int
         with path.open("rb") as file:
             size = path.stat().st_size
             try:
-                for frame in read_avro(io.BufferedReader(file), codec):
+                for frame in read_avro(file, codec):
                     place.share = file.tell() / size
                     yield from frame.events.rows.tolist()
             except InputError as error:

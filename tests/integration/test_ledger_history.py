@@ -129,7 +129,7 @@ def test_rebuild_from_a_snapshot_reads_only_what_came_since(
             ]
             assert rows[0] == rows[1] != []
         # a snapshot that lies is found out
-        connection.execute("UPDATE january.accounts SET debits_posted = debits_posted + 1 WHERE shard = 1")
+        connection.execute("UPDATE january.transfers SET code = code + 1 WHERE shard = 1")
     found = asyncio.run(rebuild(other, "since", source="january", replace=True))
     assert not found.ok
     with pytest.raises(RebuildError, match="no snapshot"):

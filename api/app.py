@@ -37,6 +37,7 @@ from api.card_vault import CardVault
 from api.cards import CardRoutes
 from api.clients import ClientStore
 from api.config import ApiSettings
+from api.cross_transfers import CROSS_ROUTE, CrossTransfers
 from api.docs_page import PAGE, POLICY
 from api.fraud_cases import FraudCases
 from api.history import TIMESTAMP_MAX, parse_time
@@ -64,6 +65,7 @@ from infra.settings import Settings
 from pipelines.catalogue import (
     FRAUD_TRANSACTIONS,
     LEDGER_COMMANDS,
+    LEDGER_CROSS_COMMANDS,
     LEDGER_RESULTS,
     LEDGER_SHARDS,
     MATCHING_COMMANDS,
@@ -179,6 +181,7 @@ class Worker:
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
         self.payments = PaymentsGateway(settings, config, self.events_limit)
+        self.cross_transfers = CrossTransfers(settings, config, self.events_limit, self.idempotency)
         self.metadata = Metadata(self.queries)
         document = openapi_document(self.commands, self.results_codec)
         self.document = msgspec.json.encode(add_ledger(add_trading(document)))
@@ -198,6 +201,7 @@ class Worker:
             asyncio.wait([learning], timeout=START_PATIENCE_SECONDS),
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
             asyncio.to_thread(self.trading.reports.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.cross_transfers.results.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
         await self.cases.open()
@@ -211,8 +215,13 @@ class Worker:
             task.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                await asyncio.gather(self.batcher.drain(), self.trading.batcher.drain())
-        for part in (self.sender, self.results, self.trading.sender, self.trading.reports, self.trading.feed):
+                await asyncio.gather(
+                    self.batcher.drain(), self.trading.batcher.drain(), self.cross_transfers.batcher.drain()
+                )
+        cross, trading = self.cross_transfers, self.trading
+        for part in (
+            self.sender, self.results, cross.sender, cross.results, trading.sender, trading.reports, trading.feed,
+        ):  # fmt: skip
             await asyncio.to_thread(part.close)
         await self.payments.close()
         await self.queries.close()
@@ -231,11 +240,13 @@ class Worker:
     async def serve_grpc(self) -> Any:
         """The running gRPC server; loaded only where it is wanted."""
         from api.grpc_auth import GrpcAccess
+        from api.grpc_ledger import LedgerService
         from api.grpc_server import start_grpc
         from api.grpc_trading import TradingService
 
         access = GrpcAccess(self.authenticator, self.events_limit)
-        return await start_grpc(self.settings, self.config, [TradingService(self.trading, access).add_to])
+        ledger, trading = LedgerService(self.ingest, self.queries, access), TradingService(self.trading, access)
+        return await start_grpc(self.settings, self.config, [ledger.add_to, trading.add_to])
 
     async def kafka_answers(self) -> bool:
         """Whether the broker answers and has the topic; asked at most once a second."""
@@ -252,12 +263,13 @@ class Worker:
 
     async def _learn_schema_id(self) -> None:
         said = ""
-        while self.sender.schema_id is None or self.trading.sender.schema_id is None:
+        while None in (self.sender.schema_id, self.trading.sender.schema_id, self.cross_transfers.sender.schema_id):
             try:
                 found = await asyncio.to_thread(schema_ids, self.settings)
                 self.cases.sender.schema_id = found[FRAUD_TRANSACTIONS.name]
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
                 self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]
+                self.cross_transfers.sender.schema_id = found[LEDGER_CROSS_COMMANDS.name]
             except StreambankError as error:
                 if str(error) != said:
                     said = str(error)
@@ -293,6 +305,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
         app.router.add_post(route.path, partial(_write, route))
     for route in ORDER_ROUTES:
         app.router.add_post(route.path, partial(_order, route))
+    app.router.add_post(CROSS_ROUTE.path, _cross_transfer)
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
     app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
@@ -387,6 +400,12 @@ async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.ingest.handle(request, route, principal)
+
+
+async def _cross_transfer(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
+    return await worker.cross_transfers.ingest.handle(request, CROSS_ROUTE, principal)
 
 
 async def _case(

@@ -18,7 +18,8 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -104,11 +105,11 @@ class Import:
 
     def run(self, sender: RowSender, report: Callable[[Imported], None] = lambda done: None) -> Imported:
         """Send what is not done yet; raises `ImportFailed` and the client's errors, after noting the place."""
-        rows = itertools.islice(_records(self._path, self._codec, self._place), self.done.records, None)
-        for batch in _batches(rows, self._codec, self._batch_events):
-            results = sender.create_rows(np.array(batch, np.int64))
-            self._note(results)
-            report(self.done)
+        with closing(_records(self._path, self._codec, self._place)) as records:
+            rows = itertools.islice(records, self.done.records, None)
+            for batch in _batches(rows, self._codec, self._batch_events):
+                self._note(sender.create_rows(np.array(batch, np.int64)))
+                report(self.done)
         return self.done
 
     def _note(self, results: Sequence[Result]) -> None:
@@ -156,13 +157,13 @@ def _batches(rows: Iterator[list[int]], codec: FrameCodec, size: int) -> Iterato
         yield batch
 
 
-def _records(path: Path, codec: FrameCodec, place: _Place) -> Iterator[list[int]]:
+def _records(path: Path, codec: FrameCodec, place: _Place) -> Generator[list[int], None, None]:
     """Every record as the words of its row."""
     if path.suffix == ".avro":
         with path.open("rb") as file:
             size = path.stat().st_size
             try:
-                for frame in read_avro(io.BufferedReader(file), codec):
+                for frame in read_avro(file, codec):
                     place.share = file.tell() / size
                     yield from frame.events.rows.tolist()
             except InputError as error:

@@ -13,7 +13,8 @@
 - **Repeats.** A request that got no answer (connection lost, 429, 5xx) is sent again with the same Idempotency-Key, for
   up to ``patience_seconds``; the ledger applies an id once. When the ledger's results did not come in time, the events
   are sent again to ask for them: those that had been created are then answered ``exists``, which is ``ok`` too, and
-  those that had failed for a passing reason ``id_already_failed``.
+  those that had failed for a passing reason ``id_already_failed``. Of a linked chain that is there already the first
+  member is answered ``exists`` and the others ``linked_event_failed``.
 - **Numbers.** Amounts are integers of the ledger's minor unit; what does not fit a field raises `ValueError` before
   anything is sent.
 

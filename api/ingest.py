@@ -201,6 +201,32 @@ class Ingest(ABC):
             response.headers["Idempotency-Stored"] = "false"
         return response
 
+    def put(self, events: Events) -> _Sent:
+        """Put events that came another way than as a body on their lanes, all or none; `results_of` awaits them. Raises
+        `Problem`. The caller has charged for them."""
+        parsed = Parsed(events, list(range(len(events))), [])
+        parsed = self._chains().feed(self._routable(parsed), last=True)
+        if parsed.bad:
+            bad = parsed.bad[0]
+            errors = [{**error, "pointer": f"/{bad.position}{error['pointer']}"} for error in bad.errors]
+            raise Problem("invalid-event", f"Event {bad.position}: {errors[0]['detail']}.", errors=errors)
+        sent = _Sent("index", waits=self._results.ready)
+        self._submit(parsed, sent)
+        return sent
+
+    async def results_of(self, sent: _Sent, deadline: float) -> list[dict[str, Any]] | None:
+        """The results in order; None when they did not come by ``deadline`` (the event loop's time). Raises `Problem`
+        when Kafka did not acknowledge."""
+        try:
+            await self._settle(sent)
+            if sent.failure:
+                raise _unavailable(sent)
+            return await self._await_results(sent, deadline) if sent.waits else None
+        finally:
+            for waiting in sent.waiting:
+                if waiting.waiter is not None:
+                    self._results.forget(waiting.waiter)
+
     async def _finish(self, reservation: Reservation, response: web.Response, fingerprint: str) -> None:
         if response.status not in KEPT_STATUSES:
             await reservation.release()

@@ -7,7 +7,20 @@ from typing import Any, Final
 import msgspec
 
 from api.metadata import AccountMetadata, LedgerMetadata
-from api.openapi import _READ_PROBLEMS, _id, _ledger, _object, _problems, _read
+from api.openapi import (
+    _READ_PROBLEMS,
+    _as_answer,
+    _id,
+    _ledger,
+    _object,
+    _problems,
+    _read,
+    _without_required_type,
+    _write,
+)
+from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_CROSS_RESULTS
+from pipelines.codec import codec_of
+from pipelines.event_json import json_schema
 
 __all__ = ["add_ledger"]
 
@@ -46,9 +59,21 @@ def add_ledger(document: dict[str, Any]) -> dict[str, Any]:
         ),
         "AccountMetadata": account,
     }
+    create = codec_of(LEDGER_CROSS_COMMANDS.name).event_type("CreateCrossTransfer")
+    [result] = codec_of(LEDGER_CROSS_RESULTS.name).event_types
+    schemas |= {
+        create.name: _without_required_type(json_schema(create)),
+        result.name: _as_answer(json_schema(result)),
+    }
+    schemas["Accepted"]["properties"]["results"]["items"]["oneOf"].append(
+        {"$ref": f"#/components/schemas/{result.name}"}
+    )
     _, told = msgspec.json.schema_components([LedgerMetadata, AccountMetadata])
     of_account = [_id(), {**_ledger(), "required": True}]
     document["paths"] |= {
+        "/v1/cross-transfers": {
+            "post": _write("createCrossTransfers", "Create transfers between ledgers", [create.name])
+        },
         "/v1/currencies": {"get": _get("listCurrencies", "Currencies of ISO 4217", "Currencies", [])},
         "/v1/ledgers": {"get": _get("listLedgers", "Ledgers that have metadata", "Ledgers", [])},
         "/v1/ledgers/{ledger}": {

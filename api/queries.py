@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
@@ -62,6 +62,16 @@ SELECT * FROM transfers
 WHERE id = %(id)s AND shard = ANY(%(shards)s) AND (%(ledger)s::bigint IS NULL OR ledger = %(ledger)s)
 ORDER BY ledger
 """
+_RECORDS: Final[Mapping[str, LiteralString]] = {
+    "accounts": """
+SELECT a.*, coalesce((SELECT max(o.sequence) FROM sink_offsets o
+                      WHERE o.sink = %(sink)s AND o.topic = %(topic)s AND o.partition = a.shard), 0) AS reflected
+FROM accounts a WHERE a.shard = %(shard)s AND a.ledger = %(ledger)s AND a.id = ANY(%(ids)s::numeric[])
+""",
+    "transfers": """
+SELECT * FROM transfers WHERE shard = %(shard)s AND ledger = %(ledger)s AND id = ANY(%(ids)s::numeric[])
+""",
+}
 _SEQUENCE: Final[LiteralString] = """
 SELECT coalesce(max(sequence), 0) AS sequence FROM sink_offsets
 WHERE sink = %(sink)s AND topic = %(topic)s AND partition = %(shard)s
@@ -212,6 +222,14 @@ class Queries:
             "next_cursor": following,
         }
 
+    async def records(
+        self, table: str, ids: Sequence[int], ledger: int, min_sequence: int, wait: float
+    ) -> list[dict[str, Any]]:
+        """Rows of ``accounts`` or ``transfers`` of one ledger, those that exist; raises `Problem` 503."""
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        place = {"sink": POSTGRES_SINK, "topic": self._events_topic, "shard": ledger_shard(ledger), "ledger": ledger}
+        return await self._postgres(_RECORDS[table], {**place, "ids": list(ids)}, readers)
+
     async def ask_primary(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows as they are now, not as a replica has them; raises `Problem` 503."""
         return await self._ask(POSTGRES, query, parameters)
@@ -229,7 +247,7 @@ class Queries:
 
     async def entries(
         self, account_id: int, ledger: int | None, since: int, until: int
-    ) -> AsyncIterator[list[dict[str, Any]]]:
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """An account's entries in a time span, oldest first, with running balances, in pieces; raises `Problem` 404,
         409 or 503 before the first one. A piece may take the time-out of a query; all of them have none."""
         found = self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger))

@@ -1,7 +1,9 @@
 """The ledger kernel alone: transfers per CPU-second, rows of commands in, rows of results and events out.
 
-Three loads of plain transfers in frames of 500: accounts chosen evenly, by Zipf's law, and two hot accounts only. The
-baseline is the dictionary of plain Python that a first version would be: checks of plain transfers, nothing more.
+Three loads of plain transfers in frames of 500: accounts chosen evenly, by Zipf's law, and two hot accounts only. Then
+two-phase transfers between evenly chosen accounts, a frame of 500 reservations and one that posts them: a pair counts
+once, so the kernel applies twice as many transfers. The baseline is the dictionary of plain Python that a first version
+would be: checks of plain transfers, nothing more.
 Sums of debits and credits and the number of transfers are checked in the run.
 """
 
@@ -18,6 +20,7 @@ from bench.report import Measurement
 from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
 from pipelines.ledger.kernel import LedgerKernel
+from pipelines.ledger.records import TransferFlags
 from pipelines.ledger.results import TransferResultCode
 
 __all__ = ["measure"]
@@ -25,6 +28,7 @@ __all__ = ["measure"]
 ACCOUNTS: Final = 10_000
 FRAME_EVENTS: Final = 500
 GOAL: Final = 3_000_000
+TWO_PHASE_GOAL: Final = 1_500_000
 _FIRST_ID: Final = 1 << 40
 
 
@@ -36,7 +40,8 @@ def measure(transfers: int = 2_000_000, seed: int = 1) -> list[Measurement]:
         "zipf": lambda rng, count: np.minimum(rng.zipf(1.2, count), ACCOUNTS) - 1,
         "two hot accounts": lambda rng, count: rng.integers(0, 2, count),
     }
-    return [_measure(name, choose, transfers, seed, baseline) for name, choose in loads.items()]
+    plain = [_measure(name, choose, transfers, seed, baseline) for name, choose in loads.items()]
+    return [*plain, _measure_two_phase(transfers // 2, seed, plain[0])]
 
 
 def _measure(
@@ -81,6 +86,49 @@ def _measure(
         met=rate >= GOAL,
         check=f"{transfers:,} created; debits = credits = {moved}",
         detail={"frame_events": FRAME_EVENTS, "accounts": 2 if name.startswith("two") else ACCOUNTS},
+    )
+
+
+def _measure_two_phase(pairs: int, seed: int, plain: Measurement) -> Measurement:
+    rng = np.random.default_rng(seed)
+    kernel = LedgerKernel()
+    kernel.apply(_frame(_accounts()))
+    seconds = 0.0
+    moved = 0
+    for start in range(0, pairs, FRAME_EVENTS):
+        reservations = _transfers(rng, lambda rng, count: rng.integers(0, ACCOUNTS, count), start, FRAME_EVENTS)
+        moved += int(reservations.view(_TRANSFER)["amount_lo"].sum())
+        posts = reservations.copy()
+        reserved, posted = reservations.view(_TRANSFER)[:, 0], posts.view(_TRANSFER)[:, 0]
+        reserved["flags"] = TransferFlags.pending
+        posted["flags"] = TransferFlags.post_pending_transfer
+        for word in ("lo", "hi"):
+            posted[f"pending_id_{word}"] = reserved[f"id_{word}"]
+        posted["id_hi"] += 1 << 62
+        frames = [_frame(reservations), _frame(posts)]
+        began = time.process_time()
+        refused = sum(
+            np.count_nonzero(kernel.apply(frame)[0].events.rows[:, 3] != TransferResultCode.created) for frame in frames
+        )
+        seconds += time.process_time() - began
+        if refused:
+            raise AssertionError(f"two-phase: {refused} of {2 * FRAME_EVENTS} transfers were refused")
+    figures = kernel.audit()[1]
+    done = -(-pairs // FRAME_EVENTS) * FRAME_EVENTS
+    if (figures["transfers"], figures["posted"], figures["pending"]) != (2 * done, moved, 0):
+        raise AssertionError(f"two-phase: {figures}, sent {done} pairs of {moved} together")
+    rate = done / seconds
+    return Measurement(
+        name="ledger kernel, two-phase pairs, uniform",
+        value=rate,
+        unit="pairs/s of CPU",
+        baseline=plain.value,
+        baseline_name="plain transfers",
+        ratio=rate / plain.value,
+        goal=f">= {TWO_PHASE_GOAL:,}/s",
+        met=rate >= TWO_PHASE_GOAL,
+        check=f"{done:,} reserved and posted; debits = credits = {moved}, nothing pending",
+        detail={"frame_events": FRAME_EVENTS, "accounts": ACCOUNTS},
     )
 
 

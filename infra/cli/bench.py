@@ -32,6 +32,7 @@ class Part(StrEnum):
     LOCKING = "locking"
     MATCHING = "matching"
     FRAUD = "fraud"
+    LEDGER_CLIENT = "ledger_client"
     FRAUD_SCORING = "fraud_scoring"
     TRADING = "trading"
     PAYMENTS = "payments"
@@ -47,6 +48,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.LOCKING: ("postgres",),
     Part.MATCHING: (),
     Part.FRAUD: (),
+    Part.LEDGER_CLIENT: ("kafka", "registry", "valkey"),
     Part.FRAUD_SCORING: ("kafka", "registry"),
     Part.TRADING: ("kafka", "registry", "valkey", "flink"),
     Part.PAYMENTS: ("kafka", "registry", "flink", "postgres", "valkey"),

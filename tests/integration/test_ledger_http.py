@@ -8,17 +8,15 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import fastavro
+import grpc
 import httpx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from api.bulk_import import Import, ImportFailed
+from api.bulk_import import Import
 from api.client import (
     Account,
     AsyncLedgerClient,
@@ -27,19 +25,18 @@ from api.client import (
     Result,
     Transfer,
     TransferFlags,
-    container,
 )
+from api.proto import ledger_pb2 as pb
+from api.proto.ledger_pb2_grpc import LedgerServiceStub
 from infra import topics
 from infra.migrations import migrate_postgres
 from infra.registry import register
 from infra.settings import PROJECT_ROOT
 from pipelines.catalogue import LEDGER_SHARDS, TOPICS
-from pipelines.codec import codec_of
-from pipelines.event_json import parse_events
-from tests.support.api_server import ApiServer, running_api, running_ledger, write
+from tests.support.api_server import ApiServer, running_api, running_ledger, running_system, write
 from tests.support.ledger_model import BALANCES
 from tests.support.sinks import running
-from tests.support.stack import PrivateStack, variables
+from tests.support.stack import PrivateStack, free_ports, variables
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -47,6 +44,7 @@ CASES: list[dict[str, Any]] = json.loads((PROJECT_ROOT / "tests" / "conformance"
 """Recorded from a running TigerBeetle server on random operations."""
 NOW = 1_700_000_000_000_000
 U128_MAX = 2**128 - 1
+GRPC_PORT = free_ports(1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,9 @@ def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     directory = tmp_path_factory.mktemp("http")
     with (
         running_ledger(environment, produced_at=NOW),
+        running_system(environment, "ledger_saga"),
         running(environment, "postgres", directory / "sink.log"),
-        running_api(environment, directory / "api", workers=1) as server,
+        running_api(environment, directory / "api", workers=1, grpc_port=GRPC_PORT) as server,
     ):
         yield server
 
@@ -245,6 +244,25 @@ def test_ledgers_and_accounts_have_names(session: httpx.Client) -> None:
     assert anonymous.status_code == 401
 
 
+def test_cross_transfers_are_taken_once(session: httpx.Client) -> None:
+    asked = {
+        "id": str(2**127 + 5), "debit_account_id": 1, "debit_ledger": 978, "credit_account_id": 1, "credit_ledger": 840,
+        "debit_clearing_account_id": 2, "credit_clearing_account_id": 2, "amount": 100, "credit_amount": 108, "code": 1,
+    }  # fmt: skip
+    answer = write(session, "/v1/cross-transfers", asked, prefer="wait=30")
+    assert answer.status_code == 201, answer.text
+    [result] = answer.json()["results"]
+    assert (result["id"], result["result"], result["shard"]) == (str(2**127 + 5), "created", (2**127 + 5) % 4)
+    wrong = asked | {"id": 9, "credit_ledger": 978}
+    answer = write(session, "/v1/cross-transfers", [asked, asked | {"amount": 99}, wrong], prefer="wait=30")
+    assert answer.status_code == 200
+    assert [found["result"] for found in answer.json()["results"]] == [
+        "exists", "exists_with_different_fields", "ledgers_must_be_different"
+    ]  # fmt: skip
+    forged = {"type": "LegAnswered", "id": 1, "result": "created"}
+    assert write(session, "/v1/cross-transfers", forged).status_code == 422
+
+
 class LosesAnswers(httpx.AsyncBaseTransport):
     """Every second answer to a write is lost on its way back, and the connection with it."""
 
@@ -267,15 +285,23 @@ class LosesAnswers(httpx.AsyncBaseTransport):
 
 LEDGER = 4_004
 FIRST = 1 << 100
+"""Ids count per shard, and all ledgers here are of one: each takes its own from here on."""
+GRPC_LEDGER = 6_012
+GRPC_FIRST = FIRST + (GRPC_LEDGER << 40)
+
+
+def first_of(ledger: int) -> int:
+    return FIRST + (ledger << 40)
 
 
 def opened(client: LedgerClient, ledger: int) -> None:
-    results = client.create_accounts([Account(FIRST + n, ledger, 1) for n in range(10)])
+    results = client.create_accounts([Account(first_of(ledger) + n, ledger, 1) for n in range(10)])
     assert {result.result for result in results} <= {"created", "exists"}
 
 
 def moves(count: int, ledger: int, first: int) -> list[Transfer]:
-    return [Transfer(first + n, FIRST + n % 10, FIRST + (n + 1) % 10, n, ledger, 1) for n in range(count)]
+    account = first_of(ledger)
+    return [Transfer(first + n, account + n % 10, account + (n + 1) % 10, n, ledger, 1) for n in range(count)]
 
 
 def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple[str, str, str]) -> None:
@@ -296,9 +322,9 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
         # the answers that were lost are given again: nothing is "exists"
         assert {result.result for at, result in enumerate(results) if at not in failed} == {"created"}
         assert transport.writes >= 6
-        account = client.account(FIRST, ledger=LEDGER, min_sequence=results[-1].sequence)
+        account = client.account(first_of(LEDGER), ledger=LEDGER, min_sequence=results[-1].sequence)
         wanted = [transfer for at, transfer in enumerate(sent) if at not in failed]
-        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == FIRST)
+        assert account["debits_posted"] == sum(t.amount for t in wanted if t.debit_account_id == first_of(LEDGER))
         assert client.transfer(sent[-1].id, ledger=LEDGER)["amount"] == 2_499
         with pytest.raises(LedgerApiError, match="404 not-found"):
             client.account(12345, ledger=LEDGER)
@@ -311,7 +337,7 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
 async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, str, str]) -> None:
     transport = LosesAnswers()
     async with AsyncLedgerClient(*credentials, transport=transport, in_flight=1) as client:
-        await client.create_accounts([Account(FIRST + n, LEDGER + 4, 1) for n in range(10)])
+        await client.create_accounts([Account(first_of(LEDGER + 4) + n, LEDGER + 4, 1) for n in range(10)])
         before = transport.writes
         chain = [transfer._replace(flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
         calls = [client.create_transfers([move]) for move in moves(500, LEDGER + 4, 1 << 91)]
@@ -322,66 +348,38 @@ async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, st
         assert transport.writes - before <= 8
 
 
-@pytest.mark.parametrize("suffix", [".ndjson", ".csv", ".avro", ".parquet"])
-def test_import_of_every_format_goes_on_where_it_broke_off(
-    api: ApiServer, credentials: tuple[str, str, str], tmp_path: Path, suffix: str
+class Breaks:
+    """A sender that is cut off before the request after its first ``requests``."""
+
+    def __init__(self, client: LedgerClient, requests: int) -> None:
+        self._client = client
+        self._left = requests
+
+    def create_rows(self, rows: Any) -> list[Result]:
+        if not self._left:
+            raise ConnectionError
+        self._left -= 1
+        return self._client.create_rows(rows)
+
+
+def test_the_import_command_goes_on_where_it_broke_off(
+    api: ApiServer, credentials: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    ledger = 5_008 + 4 * [".ndjson", ".csv", ".avro", ".parquet"].index(suffix)
-    accounts = [{"type": "CreateAccount", "id": FIRST + n, "ledger": ledger, "code": 1} for n in range(2)]
-    transfers = [
-        {"type": "CreateTransfer", "id": FIRST + 10 + n, "debit_account_id": FIRST, "credit_account_id": FIRST + 1,
-         "amount": 2**64 + n, "ledger": ledger, "code": 1, "flags": ["linked", "pending"] if n == 3 else []}
+    ledger = 5_008
+    first = first_of(ledger)
+    records: list[dict[str, Any]] = [{"id": str(first + n), "ledger": ledger, "code": 1} for n in range(2)]
+    records += [
+        {"id": str(first + 10 + n), "debit_account_id": str(first), "credit_account_id": str(first + (n != 5)),
+         "amount": str(2**64 + n), "ledger": ledger, "code": 1}
         for n in range(7)
     ]  # fmt: skip
-    transfers[5]["credit_account_id"] = FIRST
-    if suffix == ".avro":
-        path = tmp_path / "all.avro"
-        codec = codec_of("ledger.commands")
-        path.write_bytes(container(codec, parse_events(codec, [*accounts, *transfers]).rows))
-        with path.open("rb") as file:
-            assert len(list(fastavro.reader(file))) == 9
-    else:
-        path = tmp_path / f"all{suffix}"
-        records = [*accounts, *transfers]
-        if suffix == ".ndjson":
-            path.write_text("".join(json.dumps(record | {"id": str(record["id"])}) + "\n" for record in records))
-        else:
-            columns = list(transfers[0])
-            rows = [
-                {
-                    name: "|".join(record.get(name, [])) if name == "flags" else str(record.get(name, ""))
-                    for name in columns
-                }
-                for record in records
-            ]
-            if suffix == ".csv":
-                with path.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, columns)
-                    writer.writeheader()
-                    writer.writerows(rows)
-            else:
-                pq.write_table(pa.Table.from_pylist(rows), path)
-
-    class Breaks:
-        """A sender that the power fails on after its second request, when the ledger has it already."""
-
-        def __init__(self, client: LedgerClient) -> None:
-            self.client = client
-            self.requests = 0
-
-        def create_rows(self, rows: Any) -> list[Result]:
-            results = self.client.create_rows(rows)
-            self.requests += 1
-            if self.requests == 2:
-                raise KeyboardInterrupt
-            return results
-
-    with LedgerClient(*credentials) as client:
-        first = Import(path, batch_events=3)
-        with pytest.raises(KeyboardInterrupt):
-            first.run(Breaks(client))
-        assert first.done.records == 3
+    path = tmp_path / "all.ndjson"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     _, client_id, secret = credentials
+    with LedgerClient(*credentials) as client:
+        broken = Import(path, batch_events=3)
+        with pytest.raises(ConnectionError):
+            broken.run(Breaks(client, requests=1))
     done = subprocess.run(
         [str(Path(sys.executable).with_name("streambank")), "ledger", "import", str(path), "--batch-events", "3"],
         env={**variables(api.environment), "STREAMBANK_CLIENT_ID": client_id, "STREAMBANK_CLIENT_SECRET": secret},
@@ -389,13 +387,102 @@ def test_import_of_every_format_goes_on_where_it_broke_off(
     )  # fmt: skip
     assert done.returncode == 1, done.stderr  # one was refused
     assert "going on after record 3" in done.stderr
-    state = json.loads(first.state_path.read_text())
-    assert state["records"] == 9
-    assert state["results"] == {"created": 5, "exists": 3, "accounts_must_be_different": 1}
-    [refused] = [json.loads(line) for line in first.refused_path.read_text().splitlines()]
-    assert refused == {"record": 8, "id": str(FIRST + 15), "result": "accounts_must_be_different"}
-    again = Import(path)
-    assert again.run(None).records == 9  # type: ignore[arg-type] # nothing is left to send
-    path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(ImportFailed, match="not the file"):
-        Import(path)
+    assert "9 records: 8 created, 1 accounts_must_be_different" in done.stdout
+    [refused] = [json.loads(line) for line in broken.refused_path.read_text().splitlines()]
+    assert refused == {"record": 8, "id": str(first + 15), "result": "accounts_must_be_different"}
+
+
+def wide(value: int) -> pb.Uint128:
+    return pb.Uint128(low=value & 2**64 - 1, high=value >> 64)
+
+
+def pb_transfer(number: int, amount: int, ledger: int, **more: Any) -> pb.Transfer:
+    return pb.Transfer(
+        id=wide(GRPC_FIRST + number), debit_account_id=wide(GRPC_FIRST), credit_account_id=wide(GRPC_FIRST + 1),
+        amount=wide(amount), ledger=ledger, code=1, **more,
+    )  # fmt: skip
+
+
+async def test_the_ledger_by_grpc(api: ApiServer) -> None:
+    ledger = GRPC_LEDGER
+    bearer = [("authorization", f"Bearer {api.token('ledger:read', 'ledger:write')}")]
+    reader = [("authorization", f"Bearer {api.token('ledger:read')}")]
+    async with grpc.aio.insecure_channel(f"{api.environment.host}:{GRPC_PORT}") as channel:
+        stub = LedgerServiceStub(channel)
+        accounts = [pb.Account(id=wide(GRPC_FIRST + n), ledger=ledger, code=7, user_data_64=n) for n in range(2)]
+        made = await stub.CreateAccounts(pb.CreateAccountsRequest(accounts=accounts), metadata=bearer, timeout=30)
+        assert [result.result for result in made.results] == ["created", "created"]
+
+        big = 2**100
+        request = pb.CreateTransfersRequest(
+            transfers=[pb_transfer(10, big, ledger), pb_transfer(11, 1, ledger, flags=1), pb_transfer(12, 1, 0)]
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.CreateTransfers(request, metadata=reader, timeout=30)
+        assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        request.transfers[2].ledger = ledger
+        request.transfers[2].code = 0
+        done = await stub.CreateTransfers(request, metadata=bearer, timeout=30)
+        assert [result.result for result in done.results] == ["created", "linked_event_failed", "code_must_not_be_zero"]
+        again = await stub.CreateTransfers(request, metadata=bearer, timeout=30)
+        assert [result.result for result in again.results] == ["exists", "linked_event_failed", "code_must_not_be_zero"]
+        for bad in ([], [pb.Transfer(id=wide(1), flags=4)]):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.CreateTransfers(pb.CreateTransfersRequest(transfers=bad), metadata=bearer, timeout=30)
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+        # both ways: one response per request, in order, also when requests overtake their answers
+        async def batches() -> AsyncIterator[pb.CreateTransfersRequest]:
+            for first in range(100, 140, 2):
+                yield pb.CreateTransfersRequest(transfers=[pb_transfer(first + n, first, ledger) for n in range(2)])
+
+        answers = [answer async for answer in stub.TransferStream(batches(), metadata=bearer, timeout=60)]
+        assert [[result.result for result in answer.results] for answer in answers] == [["created"] * 2] * 20
+        stamps = [result.timestamp for answer in answers for result in answer.results]
+        assert stamps == sorted(stamps)
+
+        # client streaming, part of it there already
+        async def all_of_it() -> AsyncIterator[pb.CreateTransfersRequest]:
+            async for request in batches():
+                yield request
+            yield pb.CreateTransfersRequest(
+                transfers=[pb_transfer(200, 1, ledger), pb_transfer(201, 1, ledger, pending_id=wide(5))]
+            )
+
+        imported = await stub.ImportTransfers(all_of_it(), metadata=bearer, timeout=60)
+        assert (imported.events, dict(imported.results)) == (
+            42, {"exists": 40, "created": 1, "pending_id_must_be_zero": 1}
+        )  # fmt: skip
+        [refusal] = imported.refused
+        assert (refusal.index, refusal.id, refusal.result) == (41, wide(GRPC_FIRST + 201), "pending_id_must_be_zero")
+
+        last = await stub.CreateTransfers(
+            pb.CreateTransfersRequest(transfers=[pb_transfer(300, 3, ledger)]), metadata=bearer, timeout=30
+        )
+        total = big + 2 * sum(range(100, 140, 2)) + 1 + 3
+        lookup = pb.LookupRequest(
+            ids=[wide(GRPC_FIRST + 1), wide(99), wide(GRPC_FIRST)], ledger=ledger, min_sequence=last.results[0].sequence
+        )
+        states = (await stub.LookupAccounts(lookup, metadata=reader, timeout=60)).accounts
+        assert [(state.account.id, state.account.user_data_64, state.account.code) for state in states] == [
+            (wide(GRPC_FIRST + 1), 1, 7), (wide(GRPC_FIRST), 0, 7),
+        ]  # fmt: skip
+        assert (states[0].credits_posted, states[1].debits_posted) == (wide(total), wide(total))
+        lookup = pb.LookupRequest(ids=[wide(GRPC_FIRST + 300), wide(GRPC_FIRST + 10)], ledger=ledger)
+        found = (await stub.LookupTransfers(lookup, metadata=reader, timeout=30)).transfers
+        assert [transfer.amount for transfer in found] == [wide(3), wide(big)]
+
+        entries: list[Any] = []
+        page = pb.GetStatementRequest(account_id=wide(GRPC_FIRST), ledger=ledger, limit=17)
+        while True:
+            answer = await stub.GetStatement(page, metadata=reader, timeout=30)
+            entries += answer.entries
+            if not answer.next_since:
+                break
+            page.since = answer.next_since
+        assert len(entries) == 43
+        assert entries[-1].debits_posted == wide(total)
+        assert [entry.timestamp for entry in entries] == sorted({entry.timestamp for entry in entries})
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetStatement(pb.GetStatementRequest(account_id=wide(77), ledger=ledger), metadata=reader)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND

@@ -136,6 +136,24 @@ def test_ledgers_of_one_shard_move_as_linked_pairs(world: SagaWorld) -> None:
     assert world.balance(EURO_TOO, PAYEE + (EURO_TOO << 32)) == NOTHING | {"credits_posted": 108}
 
 
+@pytest.mark.parametrize("is_paired", [False, True])
+def test_a_payer_closed_in_between_pays_nothing_and_nothing_stays_reserved(world: SagaWorld, is_paired: bool) -> None:
+    world.accounts(EURO_TOO)
+    other = {
+        "credit_ledger": EURO_TOO,
+        "credit_account_id": PAYEE + (EURO_TOO << 32),
+        "credit_clearing_account_id": CLEARING + (EURO_TOO << 32),
+    }
+    world.cross(5, **(other if is_paired else {}))
+    while world.phases(5)[-1][0] != "posting":
+        assert world.relay_all()
+    close(world, EUR, PAYER, 901)
+    world.settle()
+    assert world.phases(5)[-1] == ("failed", "debit_account_already_closed")
+    assert untouched(world)
+    assert world.balance(EURO_TOO, PAYEE + (EURO_TOO << 32)) == NOTHING
+
+
 def test_a_leg_that_somebody_else_posted_stops_the_saga_for_an_operator(world: SagaWorld) -> None:
     world.cross(5)
     assert world.relay("saga-legs", cross_transfer_shard(5))

@@ -48,6 +48,7 @@ SINKS: Final[dict[str, str]] = {
     "postgres-payments": "jobs.sinks.payments_rows:PostgresPaymentsSink",
     "cassandra-payments": "jobs.sinks.payments_rows:CassandraPaymentsSink",
     "fraud-notifications": "jobs.sinks.fraud_notifications:FraudNotificationsRelay",
+    "payments-notifications": "jobs.sinks.payments_notifications:PaymentsNotificationsRelay",
     "saga-legs": "jobs.sinks.ledger_saga:SagaLegs",
     "saga-answers": "jobs.sinks.ledger_saga:SagaAnswers",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from pipelines.currencies import currencies
+
 __all__ = ["BIC", "CURRENCY", "DATE", "DATE_TIME", "UETR", "amount_text", "iban_valid", "minor_units", "read_amount"]
 
 CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
@@ -20,23 +22,11 @@ _AMOUNT: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,5}))?", re.ASCII)
 _IBAN: Final = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 MAX_DIGITS: Final = 18
 
-_CODES: Final = {
-    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-    2: "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW "
-    "CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR "
-    "ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV "
-    "MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD "
-    "SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG",
-    3: "BHD IQD JOD KWD LYD OMR TND",
-    4: "CLF UYW",
-}
-_EXPONENTS: Final = {code: digits for digits, codes in _CODES.items() for code in codes.split()}
-"""ISO 4217: digits of the minor unit."""
-
 
 def minor_units(currency: str) -> int | None:
     """Digits of the currency's minor unit (ISO 4217), or None if it is none that payments are made in."""
-    return _EXPONENTS.get(currency)
+    found = currencies().get(currency)
+    return found.minor_units if found is not None else None
 
 
 def read_amount(text: str, currency: str) -> int:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,7 +17,8 @@ from infra.settings import Settings
 from jobs.notifications.config import NotifierSettings
 from jobs.notifications.messages import MessageError, Messages
 from jobs.sinks.fraud_notifications import FraudNotificationsRelay
-from pipelines.catalogue import FRAUD_ALERTS
+from jobs.sinks.payments_notifications import PaymentsNotificationsRelay
+from pipelines.catalogue import FRAUD_ALERTS, PAYMENTS_EVENTS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.notifications import (
@@ -165,3 +167,48 @@ def test_fraud_alerts_tell_the_customer_once_and_nothing_that_helps_a_thief() ->
         assert found == subject
         assert "12.05" in body
         assert "12.05" in Messages().sms("fraud.alert", "42", MOMENT, {**data, "decision": decision})
+
+
+def test_payments_tell_who_pays_what_became_of_them_and_not_what_screening_saw() -> None:
+    codec = codec_of(PAYMENTS_EVENTS.name)
+    changes = [
+        _payment_change(status="RESERVED", previous_status="SCREENED"),
+        _payment_change(status="COMPLETED", previous_status="RESERVED", cause="captured"),
+        _payment_change(status="BLOCKED", previous_status="VALIDATED", reason="fraud_suspected", customer_id=0),
+        _payment_change(status="REJECTED", previous_status="RECEIVED", reason="insufficient_funds", currency="JPY"),
+        _payment_change(status="PARTIALLY_REFUNDED", previous_status="COMPLETED", cause="refunded_in_part", refunded=5),
+        _payment_change(
+            status="PARTIALLY_REFUNDED", previous_status="PARTIALLY_REFUNDED", cause="refunded_in_part", refunded=9
+        ),
+        _payment_change(status="PARTIALLY_REFUNDED", previous_status="PARTIALLY_REFUNDED", cause="refund_refused"),
+    ]
+    for version, one in enumerate(changes, start=1):
+        one["version"] = version
+    translated = list(PaymentsNotificationsRelay(Settings()).translate(2, parse_events(codec, changes)))
+    requests = [request for commands in translated for request in commands.events]
+    assert [request["id"] for request in requests] == [f"payment-{2**95}-{version}" for version in (2, 3, 4, 5, 6)]
+    assert [request["customer"] for request in requests] == ["42", "account-978-7", "42", "42", "42"]
+    data = [json.loads(request["data"]) for request in requests]
+    assert [one["amount"] for one in data] == ["12.34 EUR", "12.34 EUR", "1234 JPY", "0.05 EUR", "0.09 EUR"]
+    assert [one["reason"] for one in data] == ["", "", "insufficient_funds", "", ""]
+    assert "fraud" not in json.dumps(data)
+    parse_events(codec_of("notifications.requests"), requests)
+    for request, one in zip(requests, data, strict=True):
+        subject, body = Messages().email(request["event_kind"], "42", MOMENT, one)
+        assert one["amount"] in subject
+        assert str(2**95) in body
+        assert one["amount"] in Messages().sms(request["event_kind"], "42", MOMENT, one)
+    assert Messages().email("payment.rejected", "42", MOMENT, data[2])[0] == "Your payment was not accepted: 1234 JPY"
+
+
+def _payment_change(**fields: Any) -> dict[str, Any]:
+    return {
+        "type": "PaymentChanged", "payment_id": str(2**95), "version": 1, "at": 1_700_000_000_000_000,
+        "cause": "created", "reason": "none", "iso_status": "ACSC", "iso_reason": "", "asks": [], "hold_number": 0,
+        "reserve_number": 0, "capture_number": 0, "void_number": 0, "refund_number": 0, "reserve_amount": 0,
+        "action_amount": 0, "hold_seconds": 0, "payer_account_id": 7, "payee_account_id": 8, "ledger": 978,
+        "currency": "EUR", "amount": 1234, "held": 0, "captured": 0, "released": 0, "refunded": 0,
+        "capture": "automatic", "requested_at": 1_700_000_000_000_000, "execute_at": 0, "deadline": 0,
+        "original_payment_id": 0, "reference": "rent", "end_to_end_id": "e2e",
+        "customer_id": 42, "terminal_id": 0,
+    } | fields  # fmt: skip

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test-unit test demo bench clean purge
+.PHONY: help setup compile lint test-unit test demo bench clean purge
 
 export UV_PYTHON_DOWNLOADS := never
 # Each worker has servers of its own, about 3 GB; the tests of a file stay together.
@@ -27,16 +27,19 @@ $(SYNCED): pyproject.toml uv.lock
 	$(UV) sync --locked --python 3.11
 	@touch $(SYNCED)
 
+compile: $(SYNCED) ## Compile the kernels before anybody waits for it.
+	@$(STREAMBANK) compile
+
 lint: $(SYNCED) ## Style, types and import contracts.
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-test-unit: $(SYNCED) ## The tests that start no server.
+test-unit: compile ## The tests that start no server.
 	$(PYTEST) -m 'not stack'
 
-test: setup lint ## Everything.
+test: setup lint compile ## Everything.
 	$(PYTEST) --durations=20
 
 demo: setup ## Run the main job on about a minute of simulated card payments.

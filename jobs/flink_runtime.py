@@ -118,7 +118,7 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
         self._metric_group = runtime_context.get_metrics_group()
         try:
             spill_to(self._config.spill_dir)
-            self._warm()
+            self._prepare()
         except Exception as error:
             raise _with_traceback(error) from None
 
@@ -170,16 +170,12 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
         self._shards[partition] = (shard, metrics)
         return shard, metrics
 
-    def _warm(self) -> None:
-        """Compile, or load from the cache, all that a frame needs, on shards that are thrown away."""
+    def _prepare(self) -> None:
         from jobs.registry_reader import registry_reader
-        from pipelines.shard import Shard
+        from jobs.warm_up import warm_up
 
         self._reader = registry_reader(self._config)
-        topic = self._pipeline.inputs[0].name
-        shard = Shard(self._pipeline, 0, self._schema_ids)
-        shard.apply(topic, one_event_of_each_type(topic))
-        Shard(self._pipeline, 0, self._schema_ids).restore(shard.dirty_pages())
+        warm_up(self._pipeline)
 
 
 class _ShardMetrics:
@@ -282,22 +278,6 @@ def _key_by_first_column(records: DataStream) -> KeyedStream:
         get_gateway().jvm.KeyByKeySelector(), Types.ROW([Types.INT()]).get_java_type_info()
     )
     return KeyedStream(keyed, RECORD_TYPE, records)
-
-
-def one_event_of_each_type(topic: str) -> bytes:
-    """A record of shard 0 of a topic with one event of each type, every field zero, empty or the least allowed."""
-    from pipelines.codec import codec_of
-    from pipelines.frames import Events, Frame
-    from pipelines.wire import wrap
-
-    codec = codec_of(topic)
-    rows = codec.new_rows(len(codec.event_types))
-    rows[:, 0] = range(len(rows))
-    for event_type in codec.event_types:
-        for field in event_type.fields:
-            if field.minimum > 0:
-                rows[event_type.kind, field.word] = field.minimum
-    return wrap(1, codec.encode(Frame(topic, 0, 1, 0, None, Events(rows))))
 
 
 def _with_traceback(error: Exception) -> JobError:

@@ -8,9 +8,8 @@ from infra import flink_jobs
 from infra.flink_jobs import Submission, SubmitError, job_file, latest_state
 from infra.flink_rest import JobNotFound
 from infra.settings import Settings
-from jobs.flink_runtime import one_event_of_each_type
+from jobs.warm_up import warm_up
 from pipelines.catalogue import PIPELINES, Pipeline
-from pipelines.shard import Shard
 
 CLIENT_OUTPUT = """2026-11-22 11:42:06,023 INFO  org.apache.flink.client.python.PythonDriver [] - Python Process Started
 Traceback (most recent call last):
@@ -91,8 +90,4 @@ def test_an_unknown_pipeline_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=lambda pipeline: pipeline.name)
 def test_every_job_can_be_warmed_with_one_event_of_each_type(pipeline: Pipeline) -> None:
-    topic = pipeline.inputs[0].name
-    schema_ids = {output.name: 1 for output in pipeline.outputs}
-    shard = Shard(pipeline, 0, schema_ids)
-    assert shard.apply(topic, one_event_of_each_type(topic))
-    Shard(pipeline, 0, schema_ids).restore(shard.dirty_pages())
+    warm_up(pipeline)

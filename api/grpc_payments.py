@@ -120,7 +120,7 @@ class TransactionService(TransactionServiceServicer):
         except Problem as problem:
             return pb.PaymentResult(idempotency_key=request.idempotency_key, refusal=_refusal(_explained(problem)))
         finally:
-            turn.passed.set()
+            turn.end()
         return pb.PaymentResult(idempotency_key=request.idempotency_key, processed=processed)
 
     async def _processed(self, request: Any, principal: Principal, context: Any, turn: Turn) -> Any:

@@ -55,19 +55,28 @@ Command = dict[str, Any]
 
 
 class Turn:
-    """A write's place among those that must enter the log in an order: each waits until the one before it was handed
-    to Kafka's lane, or ended."""
+    """A write's place among those that enter the log in an order: it comes when all before it did, or will not."""
 
-    __slots__ = ("_before", "passed")
+    __slots__ = ("_before", "_passed")
 
     def __init__(self, before: Turn | None = None) -> None:
-        self._before = before
-        self.passed = asyncio.Event()
+        self._before = None if before is None else before._passed
+        self._passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def come(self) -> None:
         if self._before is not None:
-            await self._before.passed.wait()
-            self._before = None
+            await asyncio.shield(self._before)
+
+    def end(self) -> None:
+        """The write was handed on, or never will be; who comes next still waits for those before. Harmless twice."""
+        if self._before is None or self._before.done():
+            self._pass()
+        else:
+            self._before.add_done_callback(self._pass)
+
+    def _pass(self, _: object = None) -> None:
+        if not self._passed.done():
+            self._passed.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +164,7 @@ class PaymentsGateway:
         try:
             return await self._written(write)
         finally:
-            write.turn.passed.set()
+            write.turn.end()
 
     async def _written(self, write: Write) -> tuple[Answer, Allowance]:
         identity = write.identity
@@ -280,7 +289,7 @@ class PaymentsGateway:
             runs.append(run)
         try:
             self._batcher.submit(runs)
-            turn.passed.set()
+            turn.end()
             for run in runs:
                 await asyncio.shield(run.placed)
         except BufferFull as error:

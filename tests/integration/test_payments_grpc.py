@@ -219,6 +219,32 @@ def test_a_stream_of_payments(api: ApiServer, stub: Any, bearer: Metadata) -> No
     ] == (grpc.StatusCode.UNAUTHENTICATED)
 
 
+def test_the_same_by_http(api: ApiServer, bearer: Metadata) -> None:
+    body = {"payer_account_id": 41, "payee_account_id": 42, "ledger": LEDGER, "currency": "EUR", "amount": 7}
+    later = body | {"execute_at": time.time_ns() // 1000 + DAY}
+    with api.session("payments:write", "payments:read") as client:
+        made = put(client, "/v1/payments", later, "one")
+        assert (made.status_code, made.json()["status"]) == (201, "RECEIVED"), made.text
+        assert made.headers["Location"] == f"/v1/payments/{made.json()['payment_id']}?ledger={LEDGER}"
+        again = put(client, "/v1/payments", later, "one")
+        assert (again.status_code, again.content, again.headers["Idempotency-Replayed"]) == (201, made.content, "true")
+        assert again.headers["Location"] == made.headers["Location"]
+        both = put(client, "/v1/payments/batch", {"payments": [body, body | {"payee_account_id": 41}]}, wait=0)
+        assert [found["status"] for found in both.json()["payments"]] == ["ACCEPTED"] * 2
+        assert put(client, "/v1/payments", [], "two").status_code == 422
+        assert put(client, "/v1/payments", {**body, "reviewer": ""}).status_code == 422
+        cancelled = put(client, f"/v1/payments/{made.json()['payment_id']}/cancel", {"ledger": LEDGER})
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "CANCELLED")
+
+        def listed() -> list[str]:
+            found = client.get("/v1/payments", params={"account_id": 41, "ledger": LEDGER})
+            return sorted(payment["status"] for payment in found.raise_for_status().json()["payments"])
+
+        wait_until(lambda: listed() == ["CANCELLED", "REJECTED", "SCREENED"], 60, "the sink has them")
+        one = client.get(f"/v1/payments/{made.json()['payment_id']}", params={"ledger": LEDGER}).json()
+        assert [event["cause"] for event in one["timeline"]] == ["created", "cancelled"]
+
+
 def test_what_operators_decide(api: ApiServer, stub: Any, bearer: Metadata) -> None:
     environment = api.environment
     with api.session("payments:review", "payments:admin") as operator, api.session("payments:write") as client:

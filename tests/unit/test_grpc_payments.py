@@ -22,6 +22,8 @@ from api.problems import Problem
 from api.proto import payments_pb2 as pb
 
 PAYMENTS = 3 * PAYMENTS_IN_FLIGHT
+ENTERING = [number for number in range(PAYMENTS) if number % 10 != 7]
+"""The others are refused at once, while those before them are still on their way."""
 
 
 class Gateway:
@@ -29,20 +31,23 @@ class Gateway:
 
     def __init__(self) -> None:
         self.entered: list[int] = []
+        self.seen = 0
         self.under_way = 0
-        self.most_under_way = 0
         self.changed = asyncio.Condition()
         self.released: set[int] = set()
 
     async def write(self, write: Write) -> tuple[Answer, None]:
         number = int(write.identity.key)
+        self.seen += 1
         self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
         for _ in range(PAYMENTS - number):  # the later, the sooner recorded
             await asyncio.sleep(0)
+        if number % 10 == 7:
+            self.under_way -= 1
+            raise Problem("rate-limited", "Too many.", retry_after=3)
         await write.turn.come()
         self.entered.append(number)
-        write.turn.passed.set()
+        write.turn.end()
         async with self.changed:
             self.changed.notify_all()
             await self.changed.wait_for(lambda: number in self.released)
@@ -110,18 +115,19 @@ async def test_results_are_in_order_and_so_many_are_under_way() -> None:
         await gateway.until(lambda: PAYMENTS_IN_FLIGHT - 1 in gateway.entered)
         await gateway.release(*range(1, PAYMENTS_IN_FLIGHT))  # all but the first, which all results wait for
         await gateway.until(lambda: gateway.under_way == 1)
-        assert found == []
-        assert gateway.entered == list(range(PAYMENTS_IN_FLIGHT))
+        assert (found, gateway.seen) == ([], PAYMENTS_IN_FLIGHT)
+        assert gateway.entered == [number for number in ENTERING if number < PAYMENTS_IN_FLIGHT]
         await gateway.release(*range(PAYMENTS))
         await reading
-    assert gateway.entered == list(range(PAYMENTS))
-    assert gateway.most_under_way == PAYMENTS_IN_FLIGHT
+    assert gateway.entered == ENTERING
     assert [int(result.idempotency_key) for result in found] == list(range(PAYMENTS))
     for number, result in enumerate(found):
         if number % 10 == 3:
             refusal = result.refusal
             assert (refusal.code, refusal.problem) == ("INVALID_ARGUMENT", "invalid-event")
             assert refusal.detail == "It does not fit: amount: is odd."
+        elif number % 10 == 7:
+            assert (result.refusal.code, result.refusal.retry_after) == ("RESOURCE_EXHAUSTED", 3)
         else:
             assert (result.processed.payment.payment_id.low, result.processed.payment.status) == (number, "ACCEPTED")
 

@@ -40,7 +40,7 @@ class Gateway:
         number = int(write.identity.key)
         self.seen += 1
         self.under_way += 1
-        for _ in range(PAYMENTS - number):  # the later, the sooner recorded
+        for _ in range(20 * (PAYMENTS - number) if number % 10 != 7 else 0):  # the later, the sooner recorded
             await asyncio.sleep(0)
         if number % 10 == 7:
             self.under_way -= 1

@@ -285,11 +285,11 @@ def test_what_operators_decide(api: ApiServer, stub: Any, bearer: Metadata) -> N
         late = put(operator, "/v1/payments/31/review", yes)
         assert (late.status_code, late.json()["payment_status"]) == (409, "BLOCKED")
         assert put(operator, "/v1/payments/32/review", yes, wait=0).status_code == 202
-        for wrong, pointer in (
+        for unfit, pointer in (
             ({**yes, "reviewer": "me"}, "/reviewer"), ({**yes, "note": "x" * 1001}, "/note"),
             ({"ledger": SCREENED_LEDGER}, "/approved"),
         ):  # fmt: skip
-            bad = put(operator, "/v1/payments/32/review", wrong)
+            bad = put(operator, "/v1/payments/32/review", unfit)
             assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, pointer), bad.text
         assert put(operator, "/v1/payments/77/review", yes).status_code == 404
 

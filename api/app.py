@@ -7,7 +7,6 @@ Errors anywhere below a handler become RFC 9457 problems here. Every answer carr
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -44,7 +43,7 @@ from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import LedgerIngest, WriteRoute, preferred_wait
 from api.keys import KeyStore
-from api.logs import log
+from api.logs import log, trace_id_of
 from api.market_data import MAX_MESSAGE_BYTES, FeedClient
 from api.metadata import Metadata
 from api.metrics import count, exposition, observe
@@ -52,7 +51,8 @@ from api.notifications import NotificationRoutes, Notifications
 from api.openapi import openapi_document
 from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
-from api.payments import PaymentsGateway, add_payment_routes
+from api.payment_gateway import PaymentsGateway
+from api.payments import add_payment_routes
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
 from api.producer import KafkaSender
 from api.queries import Cursor, Queries
@@ -105,7 +105,6 @@ SEARCHED: Final = {
     "user_data_32": 2**32 - 1,
 }
 """What transfers are found by, with the largest value."""
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _SECURITY_HEADERS: Final = {
@@ -241,12 +240,14 @@ class Worker:
         """The running gRPC server; loaded only where it is wanted."""
         from api.grpc_auth import GrpcAccess
         from api.grpc_ledger import LedgerService
+        from api.grpc_payments import TransactionService
         from api.grpc_server import start_grpc
         from api.grpc_trading import TradingService
 
         access = GrpcAccess(self.authenticator, self.events_limit)
         ledger, trading = LedgerService(self.ingest, self.queries, access), TradingService(self.trading, access)
-        return await start_grpc(self.settings, self.config, [ledger.add_to, trading.add_to])
+        payments = TransactionService(self.payments, access, self.config)
+        return await start_grpc(self.settings, self.config, [ledger.add_to, trading.add_to, payments.add_to])
 
     async def kafka_answers(self) -> bool:
         """Whether the broker answers and has the topic; asked at most once a second."""
@@ -326,7 +327,12 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_get("/v1/transfers/{id}", _transfer)
     for method, path, action in CASE_ROUTES:
         app.router.add_route(method, path, partial(_case, action))
-    add_payment_routes(app, lambda request: (request.app[WORKER].payments, request.app[WORKER].authenticator))
+    add_payment_routes(
+        app,
+        lambda request: (
+            request.app[WORKER].payments, request.app[WORKER].authenticator, request.app[WORKER].config,
+        ),
+    )  # fmt: skip
     CardRoutes(WORKER).add(app)
     NotificationRoutes(WORKER).add(app)
     if not config.jwks_url:
@@ -346,8 +352,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
 async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Trace id, problems, headers, metrics and one log line for every request."""
     started = time.monotonic()
-    incoming = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
-    trace_id = incoming[1] if incoming else os.urandom(16).hex()
+    trace_id = trace_id_of(request.headers.get("traceparent"))
     request["trace_id"] = trace_id
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "unknown"

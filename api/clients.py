@@ -33,14 +33,19 @@ SCOPES: Final[dict[str, str]] = {
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
     "payments:write": "Ask for payments, capture, void, refund and cancel them.",
     "payments:read": "Read payments and their timelines.",
+    "payments:review": "Approve and decline payments that are in review.",
+    "payments:admin": "Set the limits of payers.",
     "notifications:read": "See what customers are told, and follow it.",
     "notifications:write": "Set customers' endpoints and preferences.",
     "cards:tokenise": "Exchange card numbers for tokens.",
     "cards:read": "See brand, expiry and last four digits of a token's card.",
     "cards:detokenise": "See full card numbers.",
 }
-DEFAULT_SCOPES: Final = tuple(scope for scope in SCOPES if scope != "cards:detokenise")
-"""What a client gets that is not told otherwise: nobody sees card numbers by default."""
+DEFAULT_SCOPES: Final = tuple(
+    scope for scope in SCOPES if scope not in ("cards:detokenise", "payments:review", "payments:admin")
+)
+"""What a client gets that is not told otherwise: by default nobody sees card numbers, and who asks for payments neither
+approves them nor lifts limits."""
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from typing import Final
 
 import structlog
 
 from infra.logs import configure_logs
 
-__all__ = ["configure_api_logs", "log"]
+__all__ = ["configure_api_logs", "log", "trace_id_of"]
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def configure_api_logs() -> None:
@@ -21,3 +26,9 @@ def configure_api_logs() -> None:
 def log() -> structlog.stdlib.BoundLogger:
     logger: structlog.stdlib.BoundLogger = structlog.get_logger("api")
     return logger
+
+
+def trace_id_of(traceparent: str | None) -> str:
+    """The trace id of an incoming W3C ``traceparent``, or a new one."""
+    incoming = _TRACEPARENT.fullmatch(traceparent or "")
+    return incoming[1] if incoming else os.urandom(16).hex()

@@ -139,7 +139,8 @@ class PaymentStore:
             _RECORD,
             {
                 **request.names(), "fingerprint": request.fingerprint, "commands": json.dumps(list(commands)),
-                "lock": LOCK_SECONDS, "payment_ids": [str(command["payment_id"]) for command in commands],
+                "lock": LOCK_SECONDS,
+                "payment_ids": [str(command["payment_id"]) for command in commands if "payment_id" in command],
                 "trace_id": trace_id, "remote": remote,
             },
         )  # fmt: skip

@@ -8,13 +8,15 @@ from pipelines.catalogue import PAYMENTS_COMMANDS, PAYMENTS_EVENTS
 from pipelines.codec import codec_of
 from pipelines.event_json import json_schema
 
-__all__ = ["ACTIONS", "GIVEN_BY_THE_API", "payment_paths", "payment_schemas"]
+__all__ = ["ACTIONS", "GIVEN_BY_THE_API", "REVIEW", "payment_paths", "payment_schemas"]
 
 ACTIONS: Final = {
     "capture": "CapturePayment", "void": "VoidPayment", "refund": "RefundPayment", "cancel": "CancelPayment",
 }  # fmt: skip
 """Last part of the path -> command."""
-GIVEN_BY_THE_API: Final = frozenset({"type", "idempotency_key", "command_id"})
+REVIEW: Final = "review"
+"""The action of a reviewer, with a scope of its own."""
+GIVEN_BY_THE_API: Final = frozenset({"type", "idempotency_key", "command_id", "reviewer"})
 """Fields of commands that a body may not have."""
 
 _PROBLEMS: Final = (
@@ -51,6 +53,17 @@ def payment_schemas() -> dict[str, Any]:
             "description": "The payment's ledger; it finds its shard.",
         }
         schemas[f"{action.capitalize()}Request"] = body
+    review = _body(json_schema(commands.event_type("ReviewDecision")), ("ledger", "approved"))
+    del review["properties"]["payment_id"]
+    review["properties"]["note"] = {**review["properties"]["note"], "maxLength": 1000}
+    review["properties"]["ledger"] = schemas["CaptureRequest"]["properties"]["ledger"]
+    schemas["ReviewRequest"] = review
+    limits = _body(json_schema(commands.event_type("PayerLimits")), ("ledger", "per_payment", "per_day", "per_month"))
+    limits["properties"]["ledger"] = {"type": "integer", "description": "The account's ledger; it finds its shard."}
+    schemas["PayerLimits"] = {**limits, "required": [*limits["required"], "account_id"]}
+    schemas["PayerLimitsRequest"] = {
+        **limits, "properties": {name: found for name, found in limits["properties"].items() if name != "account_id"}
+    }  # fmt: skip
     payment = {**changed, "additionalProperties": True, "required": ["payment_id", "status"]}
     schemas["Payment"] = {**payment, "title": "Payment", "description": "A payment and where it is."}
     schemas["NewPayments"] = {
@@ -97,12 +110,14 @@ def _answer(schema: str, text: str) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": _reference(schema)}}}
 
 
-def _write(operation: str, summary: str, body: str, answer: str, *, by_id: bool) -> dict[str, Any]:
+def _write(
+    operation: str, summary: str, body: str, answer: str, *, by_id: bool, scope: str = "payments:write"
+) -> dict[str, Any]:
     return {
         "tags": ["Payments"],
         "operationId": operation,
         "summary": summary,
-        "security": [{"oauth": ["payments:write"]}],
+        "security": [{"oauth": [scope]}],
         "parameters": [*([_ID] if by_id else []), _KEY, _WAIT],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}},
         "responses": {
@@ -112,6 +127,23 @@ def _write(operation: str, summary: str, body: str, answer: str, *, by_id: bool)
             **_problems(),
         },
     }
+
+
+def _operator_paths() -> dict[str, Any]:
+    review = _write(
+        "reviewPayment", "Approve or decline a payment that is in review", "ReviewRequest", "Payment",
+        by_id=True, scope="payments:review",
+    )  # fmt: skip
+    limits = _write(
+        "putPayerLimits", "Set what an account may pay; 0 is no limit", "PayerLimitsRequest", "PayerLimits",
+        by_id=False, scope="payments:admin",
+    )  # fmt: skip
+    limits["parameters"].insert(0, {**_ID, "name": "account"})
+    limits["responses"]["200"]["description"] = "With `Prefer: wait`: the limits hold."
+    limits["responses"]["202"]["description"] = "Accepted: Kafka holds it; the limits hold from when the job reads it."
+    for operation in (review, limits):
+        del operation["responses"]["201"]
+    return {"/v1/payments/{id}/review": {"post": review}, "/v1/payers/{account}/limits": {"put": limits}}
 
 
 def _read(operation: str, summary: str, answer: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -153,4 +185,5 @@ def payment_paths() -> dict[str, Any]:
             }
             for action in ACTIONS
         },
+        **_operator_paths(),
     }  # fmt: skip

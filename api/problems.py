@@ -16,7 +16,15 @@ from aiohttp import web
 
 from pipelines.card_numbers import masked
 
-__all__ = ["PROBLEMS", "Problem", "ProblemType", "problem_response"]
+__all__ = [
+    "JSON_PROBLEM",
+    "PROBLEMS",
+    "Problem",
+    "ProblemType",
+    "problem_body",
+    "problem_of_document",
+    "problem_response",
+]
 
 JSON_PROBLEM: Final = "application/problem+json"
 
@@ -116,17 +124,30 @@ class Problem(Exception):  # noqa: N818 - the RFC's name
         }
 
 
-def problem_response(problem: Problem, request_id: str = "") -> web.Response:
-    """The problem as ``application/problem+json``; ``instance`` names the request in the logs."""
+def problem_body(problem: Problem, request_id: str = "") -> bytes:
+    """The problem as JSON; ``instance`` names the request in the logs."""
     document = problem.document()
     if request_id:
         document["instance"] = f"urn:trace:{request_id}"
+    return msgspec.json.encode(masked(document))
+
+
+def problem_response(problem: Problem, request_id: str = "") -> web.Response:
+    """The problem as ``application/problem+json``; see `problem_body`."""
     return web.Response(
         status=problem.status,
-        body=msgspec.json.encode(masked(document)),
+        body=problem_body(problem, request_id),
         content_type=JSON_PROBLEM,
         headers=problem.headers,
     )
+
+
+def problem_of_document(document: Mapping[str, Any], headers: Mapping[str, str]) -> Problem:
+    """The problem that `problem_body` made the JSON of."""
+    known = {"type", "title", "status", "detail", "instance"}
+    slug = str(document["type"]).removeprefix("/problems/")
+    members = {name: value for name, value in document.items() if name not in known}
+    return Problem(slug if slug in PROBLEMS else "internal", str(document["detail"]), headers=headers, **members)
 
 
 def problem_of_status(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Problem:

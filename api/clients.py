@@ -41,11 +41,10 @@ SCOPES: Final[dict[str, str]] = {
     "cards:read": "See brand, expiry and last four digits of a token's card.",
     "cards:detokenise": "See full card numbers.",
 }
-DEFAULT_SCOPES: Final = tuple(
-    scope for scope in SCOPES if scope not in ("cards:detokenise", "payments:review", "payments:admin")
-)
-"""What a client gets that is not told otherwise: by default nobody sees card numbers, and who asks for payments neither
-approves them nor lifts limits."""
+_SENSITIVE: Final = {"cards:detokenise", "orders:admin", "payments:admin", "payments:review"}
+DEFAULT_SCOPES: Final = tuple(scope for scope in SCOPES if scope not in _SENSITIVE)
+"""What a client gets that is not told otherwise: by default nobody sees card numbers, and who asks for payments or
+enters orders neither approves them nor lifts limits."""
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""
 

@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
         scope: Annotated[
             list[str] | None,
             typer.Option(
-                help="Scope it may ask for; repeatable. Default: all but cards:detokenise, payments:review and "
-                "payments:admin.",
+                help="Scope it may ask for; repeatable. Default: all but cards:detokenise, orders:admin, "
+                "payments:review and payments:admin.",
                 envvar="STREAMBANK_CLIENT_SCOPE",
             ),
         ] = None,

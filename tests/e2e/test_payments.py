@@ -149,8 +149,12 @@ def test_a_payment_and_what_may_follow(client: httpx.Client) -> None:
 
     wanted = ["created", "validated", "not_screened", "reserved", "captured", "refund_requested", "refunded_in_part"]
     wait_until(lambda: timeline() == wanted, 60, "the sink has the payment's timeline")
-    listed = client.get("/v1/payments", params={"account_id": EMPTY, "ledger": LEDGERS[0]}).json()
-    assert [found["status"] for found in listed["payments"]] == ["FAILED"]
+
+    def statuses() -> list[str]:
+        listed = client.get("/v1/payments", params={"account_id": EMPTY, "ledger": LEDGERS[0]})
+        return [found["status"] for found in listed.json()["payments"]]
+
+    wait_until(lambda: statuses() == ["FAILED"], 60, "the sink has the payment that failed")
 
 
 def test_every_payment_ends_once_whatever_dies(

@@ -179,5 +179,6 @@ def test_stopping_answers_what_runs(environment: Settings, tmp_path: Path) -> No
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(40) == 0
         running.check(environment)
-        assert set(running.statuses) == {202}
+        # 408: its headers came before the stop, its body did not; nothing of it was accepted
+        assert {202} <= set(running.statuses) <= {202, 408}
         assert not (server.environment.data_dir / "api" / f"metrics-{server.environment.api_port}").exists()

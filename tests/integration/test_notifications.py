@@ -206,7 +206,7 @@ def test_every_channel_tells_once_with_one_id(
     }
     assert not receiver.ids("/ok/fraud-only")
     [mail] = [mail for mail in mailbox.mails if mail["To"] == "ann@example.com"]
-    assert mail["Subject"] == "Payment completed"
+    assert mail["Subject"] == "Your payment was made"
     assert mail["Message-ID"].startswith("<ann-1.ep_")
     assert "text: paid € 12 with ****1111" in mail.get_content()
     assert "{{ 7 * 7 }}" in mail.get_content()

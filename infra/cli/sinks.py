@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         web_port: Annotated[
             int | None,
             typer.Option(
-                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT, plus 1, 2, 3 for later ones.",
+                help="Port of /health and /metrics; default: STREAMBANK_FAUST_WEB_PORT plus the sink's own offset.",
                 envvar="STREAMBANK_SINK_WEB_PORT",
             ),
         ] = None,
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = 30.0,
     ) -> None:
-        """Carry what a job wrote into a store (settlement: into the ledger), effectively once.
+        """Carry what a job wrote into a store, or as commands to another system (a relay), effectively once.
 
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.

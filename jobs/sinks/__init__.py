@@ -10,8 +10,8 @@ What holds for each of them:
 - **Poison.** An unreadable record, or the event that a store refuses, goes to the dead-letter topic before the position
   passes it; when too many do, the sink stops.
 
-Relays (`relay`) are sinks whose destination is Kafka: they keep their position there, and what they repeat after a crash
-the receiving system knows by its id.
+Relays (`relay`) are sinks whose destination is Kafka: they keep their position there, and what they repeat after a
+crash the receiving system knows by its id.
 
 `base` is the contract that a destination implements, `records` reads and orders records, `worker` is the Faust app.
 """

@@ -41,6 +41,11 @@ class Settings(BaseSettings):
     api_port: int = Field(8080, description="Streambank API.")
     faust_web_port: int = Field(6066, description="First of the ports of the sinks' health and metrics pages.")
 
+    jvm_options: str = Field(
+        "",
+        description="Options for the JVMs of Kafka, Flink and Cassandra, after their own: -XX:TieredStopAtLevel=1 for a "
+        "stack that lives for minutes, say.",
+    )
     topic_prefix: str = Field(
         "",
         description="Put before every topic and consumer group, so that several environments share a broker.",

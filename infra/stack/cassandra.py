@@ -163,7 +163,7 @@ class Cassandra(Server):
         arguments = [str(java_home() / "bin" / "java"), f"-javaagent:{jamm}"]
         arguments += [f"-Xms{HEAP}", f"-Xmx{HEAP}", "-Xss256k", "-XX:MaxDirectMemorySize=256m"]
         arguments += ["-XX:+UseG1GC", "-XX:MaxGCPauseMillis=100", "-XX:+UseStringDeduplication"]
-        arguments += ["-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem"]
+        arguments += ["-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem", *self.settings.jvm_options.split()]
         arguments += [f"--add-exports={module}=ALL-UNNAMED" for module in EXPORTS]
         arguments += [f"--add-opens={module}=ALL-UNNAMED" for module in OPENS]
         arguments += [f"-D{key}={value}" for key, value in properties.items()]

@@ -176,7 +176,7 @@ class Flink(Server):
     def _configuration(self) -> dict[str, Any]:
         host, options = self.settings.host, self.options
         return {
-            "env.java.opts.all": _module_options(self.flink_home),
+            "env.java.opts.all": f"{_module_options(self.flink_home)} {self.settings.jvm_options}".rstrip(),
             "jobmanager.rpc.address": host,
             "jobmanager.rpc.port": self.settings.flink_rpc_port,
             "jobmanager.bind-host": host,

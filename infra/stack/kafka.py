@@ -119,6 +119,7 @@ class Kafka(Server):
             "-XX:+UseG1GC",
             "-XX:MaxGCPauseMillis=20",
             "-XX:+ExitOnOutOfMemoryError",
+            *self.settings.jvm_options.split(),
         )
         arguments = (*self._java(*options), "kafka.Kafka", str(self.directory / "server.properties"))
         return {self.name: Command(arguments, environment={"CLASSPATH": None})}

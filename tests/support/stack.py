@@ -70,9 +70,14 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def private_settings(directory: Path) -> Settings:
-    """Settings of a stack of its own in a directory, on free ports; jars are shared with the clone's."""
+    """Settings of a stack of its own in a directory, on free ports; jars are shared with the clone's.
+
+    Servers that live for minutes never earn back what the second compiler costs: a third of their start.
+    """
     ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
-    return Settings.model_validate({"home": settings().home, "data_dir": directory, **ports})
+    return Settings.model_validate(
+        {"home": settings().home, "data_dir": directory, "jvm_options": "-XX:TieredStopAtLevel=1", **ports}
+    )
 
 
 def variables(environment: Settings) -> dict[str, str]:

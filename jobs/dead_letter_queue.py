@@ -32,6 +32,7 @@ from jobs.dead_letters import LetterPlace, decode_letters
 from jobs.sinks import SINKS, load_sink
 from jobs.sinks.base import Refused, Sink, StoreUnavailable
 from jobs.sinks.records import RecordReader
+from jobs.topic_reader import watermarks
 from pipelines.catalogue import PIPELINES, SERVICES, TOPICS, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
@@ -230,7 +231,7 @@ class DeadLetterQueue:
         with closing(consumer):
             place = TopicPartition(self._settings.kafka_topic(topic.name), partition)
             try:
-                low, high = consumer.get_watermark_offsets(place, timeout=KAFKA_TIMEOUT_S)
+                low, high = watermarks(consumer, place)
                 place.offset = max(low, start or 0)
                 last = high if stop is None else min(high, stop)
                 if place.offset >= last:

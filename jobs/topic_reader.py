@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+import stamina
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra.settings import Settings
 from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
 
-__all__ = ["Record", "TopicReadError", "TopicReader"]
+__all__ = ["Record", "TopicReadError", "TopicReader", "watermarks"]
 
 CALL_SECONDS: Final = 15.0
 STALL_SECONDS: Final = 30.0
 BATCH_RECORDS: Final = 500
+_LEADER_IS_MOVING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 class TopicReadError(StreambankError):
@@ -32,6 +34,21 @@ class Record(NamedTuple):
 
     offset: int
     value: bytes | None
+
+
+def watermarks(consumer: Any, place: TopicPartition) -> tuple[int, int]:
+    """First offset of a partition and the offset after its last record. Raises `KafkaException`.
+
+    librdkafka does not ask again when it asked a broker that leads the partition no more, or not yet.
+    """
+
+    def is_moving(error: Exception) -> bool:
+        return isinstance(error, KafkaException) and error.args[0].code() in _LEADER_IS_MOVING
+
+    for attempt in stamina.retry_context(on=is_moving, attempts=None, timeout=CALL_SECONDS, wait_max=1.0):
+        with attempt:
+            bounds: tuple[int, int] = consumer.get_watermark_offsets(place, timeout=CALL_SECONDS)
+    return bounds
 
 
 class TopicReader:
@@ -63,10 +80,9 @@ class TopicReader:
         """First offset and the offset after the last record."""
         place = TopicPartition(self._config.kafka_topic(topic.name), partition)
         try:
-            start, end = self._consumer.get_watermark_offsets(place, timeout=CALL_SECONDS)
+            return watermarks(self._consumer, place)
         except KafkaException as error:
             raise TopicReadError(f"{place.topic} {partition} at {self._config.kafka_bootstrap}: {error}") from error
-        return start, end
 
     def ends(self, topic: Topic) -> list[int]:
         """The offset after the last record, per partition."""

@@ -219,8 +219,10 @@ async def _work(descriptor: int, parent: int) -> None:
 
 
 def _worker_main() -> None:
+    import uvloop  # not in the parent, which has no loop
+
     configure_api_logs()
-    asyncio.run(_work(int(sys.argv[1]), parent=int(sys.argv[2])))
+    uvloop.run(_work(int(sys.argv[1]), parent=int(sys.argv[2])))
 
 
 if __name__ == "__main__":

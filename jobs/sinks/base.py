@@ -142,6 +142,9 @@ class Sink(ABC):
     topic: ClassVar[Topic]
     web_port_offset: ClassVar[int]
     """Added to the settings' ``faust_web_port``."""
+    flush_seconds: ClassVar[float] = 0.0
+    """From one flush to the next, at least: a store takes fifty transfers at once for little more than one, and what
+    comes after a pause is written at once all the same."""
 
     def __init__(self) -> None:
         self._additions: list[Addition] = []

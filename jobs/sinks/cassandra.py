@@ -140,6 +140,7 @@ class CassandraSink(Sink):
     name: ClassVar[str] = "cassandra"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 1
+    flush_seconds: ClassVar[float] = 0.05
     insert: ClassVar[str] = _INSERT
     """Inserts one row; ``{keyspace}`` is the keyspace's name."""
 

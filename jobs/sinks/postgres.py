@@ -151,6 +151,7 @@ class PostgresSink(Sink):
     name: ClassVar[str] = "postgres"
     topic: ClassVar[Topic] = LEDGER_EVENTS
     web_port_offset: ClassVar[int] = 0
+    flush_seconds: ClassVar[float] = 0.05
     scratch: ClassVar[tuple[str, CopyTable] | None] = ("account_changes", CHANGES)
     """Temporary table of each connection, emptied at every commit."""
 

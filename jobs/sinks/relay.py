@@ -9,8 +9,10 @@ the events they come from: the system that gets them is idempotent by id. Comman
 shard keep their order, also when some are repeated.
 
 **Position.** It is kept where the commands are: as committed offsets of the group ``relay-<name>-positions``, with the
-sequence in their metadata. A broker forgets the offsets of a group that was idle for ``offsets.retention.minutes``;
-the relay then reads its topic from the start, which repeats commands and changes nothing.
+sequence in their metadata. Commits are for restarts only and come every `POSITION_SECONDS`, off the way of the
+commands; whatever was sent since the last one is sent again after a crash. A broker forgets the offsets of a group that
+was idle for ``offsets.retention.minutes``; the relay then reads its topic from the start, which repeats commands and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Final, NamedTuple
 
+import structlog
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from infra.registry import RegistryError, SchemaRegistry
@@ -37,8 +41,12 @@ __all__ = ["Commands", "KafkaRelay"]
 
 DELIVERY_SECONDS: Final = 30.0
 CALL_SECONDS: Final = 15.0
+POSITION_SECONDS: Final = 0.2
+"""Between two commits of the position."""
 FRAME_EVENTS: Final = 500
 """Events of a frame, at most, where the target does not ask for fewer: far below 256 KiB for every command."""
+
+log = structlog.get_logger("streambank.relay")
 
 
 class Commands(NamedTuple):
@@ -60,6 +68,10 @@ class KafkaRelay(Sink):
         self._settings = settings
         self._producer: Any = None
         self._positions: Any = None
+        self._reached: dict[int, Position] = {}
+        """Where each partition is, as far as Kafka has not been told."""
+        self._position_lock = asyncio.Lock()
+        self._committing: asyncio.Task[None] | None = None
         self._schema_ids: dict[str, int] = {}
         self._frame_events = {
             topic.name: min(
@@ -80,6 +92,35 @@ class KafkaRelay(Sink):
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
+        self._committing = asyncio.create_task(self._commit_now_and_then())
+
+    async def _commit_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(POSITION_SECONDS)
+            try:
+                await self._commit()
+            except StoreUnavailable as error:
+                log.warning("position_not_kept", relay=self.name, detail=str(error))
+
+    async def _commit(self) -> None:
+        """Tell Kafka the positions reached; those of a commit that failed are told with the next one."""
+        async with self._position_lock:
+            await self._commit_reached()
+
+    async def _commit_reached(self) -> None:
+        reached, self._reached = self._reached, {}
+        if not reached:
+            return
+        topic = self._settings.kafka_topic(self.topic.name)
+        places = [
+            TopicPartition(topic, at.partition, at.next_offset, f"{at.sequence} {at.unreadable_records}")
+            for at in reached.values()
+        ]
+        try:
+            await asyncio.to_thread(self._positions.commit, offsets=places, asynchronous=False)
+        except KafkaException as error:
+            self._reached = reached | self._reached
+            raise StoreUnavailable(f"Kafka did not take the position of relay {self.name}: {error}") from error
 
     def _open(self) -> None:
         try:
@@ -99,6 +140,12 @@ class KafkaRelay(Sink):
         )
 
     async def close(self) -> None:
+        if self._committing is not None:
+            self._committing.cancel()
+            await asyncio.gather(self._committing, return_exceptions=True)
+            self._committing = None
+        with suppress(StoreUnavailable):
+            await self._commit()
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -114,6 +161,7 @@ class KafkaRelay(Sink):
             self._producer = None
 
     async def load_positions(self, partitions: Collection[int]) -> Mapping[int, Position]:
+        await self._commit()
         topic = self._settings.kafka_topic(self.topic.name)
         try:
             places = await asyncio.to_thread(
@@ -129,11 +177,15 @@ class KafkaRelay(Sink):
         records = [
             record for addition in additions for record in self._records(addition.after.partition, addition.events)
         ]
-        if not rehearse:
-            await asyncio.to_thread(self._write, records, additions)
+        if rehearse:
+            return
+        if records:
+            await asyncio.to_thread(self._produce, records)
+        self._reached |= {addition.after.partition: addition.after for addition in additions}
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
-        await asyncio.to_thread(self._write, list(self._records(shard, events)), [])
+        if records := list(self._records(shard, events)):
+            await asyncio.to_thread(self._produce, records)
 
     def _records(self, shard: int, events: Events) -> Iterator[tuple[Topic, int, bytes]]:
         """(topic, shard, value) of the frames with the commands of one input frame."""
@@ -157,22 +209,6 @@ class KafkaRelay(Sink):
         except StreambankError as error:
             raise Refused("not_a_command", f"{topic.name}: {error}") from error
         return topic, shard, wrap(self._schema_ids[topic.name], body)
-
-    def _write(self, records: Sequence[tuple[Topic, int, bytes]], additions: Sequence[Addition]) -> None:
-        if records:
-            self._produce(records)
-        ends = {addition.after.partition: addition.after for addition in additions}
-        if not ends:
-            return
-        topic = self._settings.kafka_topic(self.topic.name)
-        places = [
-            TopicPartition(topic, end.partition, end.next_offset, f"{end.sequence} {end.unreadable_records}")
-            for end in ends.values()
-        ]
-        try:
-            self._positions.commit(offsets=places, asynchronous=False)
-        except KafkaException as error:
-            raise StoreUnavailable(f"Kafka did not take the position of relay {self.name}: {error}") from error
 
     def _produce(self, records: Sequence[tuple[Topic, int, bytes]]) -> None:
         """All of them acknowledged, or `StoreUnavailable` and a new producer next time: what is still in the old one

@@ -4,9 +4,9 @@ Faust brings the records, the group and the pages; what must not go wrong is not
 (around a rebalance it may deliver out of order, or commit what was skipped), because positions live in the store:
 see `jobs.sinks`.
 
-Batching follows the load: a batch is whatever arrived while the last one was being written, bounded by
-`SinkOptions.max_batch_events` and `max_batch_bytes`. Backpressure: the queue between agent and writer is bounded, a
-full one stops the agent, and with it the consumer.
+Batching follows the load: a batch is whatever arrived while the last one was being written, and until the sink's
+`flush_seconds` have passed since then, bounded by `SinkOptions.max_batch_events` and `max_batch_bytes`. Backpressure:
+the queue between agent and writer is bounded, a full one stops the agent, and with it the consumer.
 
 Exit codes of `SinkWorker.run`: 0 drained after SIGTERM or SIGINT; 1 Faust or the sink failed; 3 too many dead letters;
 4 the sequence is broken. A supervisor should not restart on 3 and 4: nothing will be better before somebody looked.
@@ -155,6 +155,7 @@ class SinkWorker:
         self._in_hand: dict[tuple[int, int], _Record] = {}
         self._letter_schema_id = 0
         self._opened = False
+        self._flushed_at = 0.0
         self._assignment = 0
         self._assigned: frozenset[int] | None = None
         self._queue: asyncio.Queue[_Record] = asyncio.Queue(self.options.queue_records)
@@ -345,7 +346,8 @@ class SinkWorker:
             self._orders[partition] = ShardOrder(position)
 
     async def _next_batch(self) -> list[_Record]:
-        """The records at hand; none when the sink is stopping or has got other partitions."""
+        """The records at hand, or that come before the next flush is due; none when the sink is stopping or has got
+        other partitions."""
         batch: list[_Record] = []
         events = size = 0
         while events < self.options.max_batch_events and size < self.options.max_batch_bytes:
@@ -353,18 +355,17 @@ class SinkWorker:
                 record = self._queue.get_nowait()
             except asyncio.QueueEmpty:
                 if batch:
-                    break
-                getting = asyncio.ensure_future(self._queue.get())
-                waking = asyncio.ensure_future(self._wake.wait())
-                timeout = REWIND_INTERVAL_S if self._rewinds else None
-                await asyncio.wait([getting, waking], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                waking.cancel()
-                if not getting.done():
-                    getting.cancel()
-                    if not self._wake.is_set():
-                        await self._rewind_again()
-                    break
-                record = getting.result()
+                    pause = self._flushed_at + self.sink.flush_seconds - time.monotonic()
+                    found = await self._arriving(pause) if pause > 0 and not self._wake.is_set() else None
+                    if found is None:
+                        break
+                else:
+                    found = await self._arriving(REWIND_INTERVAL_S if self._rewinds else None)
+                    if found is None:
+                        if not self._wake.is_set():
+                            await self._rewind_again()
+                        break
+                record = found
             if record.assignment != self._assignment:
                 continue  # from before a rebalance: whoever has the partition now reads it again
             await self._read(record)
@@ -372,6 +373,17 @@ class SinkWorker:
             events += len(record.frame.events) if record.frame else 0
             size += len(record.value or b"")
         return batch
+
+    async def _arriving(self, seconds: float | None) -> _Record | None:
+        """The next record; None when none came in time, or the sink is stopping or has got other partitions."""
+        getting = asyncio.ensure_future(self._queue.get())
+        waking = asyncio.ensure_future(self._wake.wait())
+        await asyncio.wait([getting, waking], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        waking.cancel()
+        if getting.done():
+            return getting.result()
+        getting.cancel()
+        return None
 
     async def _read(self, record: _Record) -> None:
         async for attempt in _forever(StoreUnavailable):
@@ -430,6 +442,7 @@ class SinkWorker:
         for record in unreadable:
             assert record.error is not None
             await self._send_letter(record, Refusal(-1, record.error.reason, record.error.detail))
+        self._flushed_at = time.monotonic()
         with FLUSH_SECONDS.labels(self.sink.name).time():
             await self.sink.flush(self._set_aside)
         EVENTS.labels(self.sink.name).inc(events)

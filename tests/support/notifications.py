@@ -185,7 +185,8 @@ def ask(environment: Settings, requests: Iterable[Mapping[str, Any]]) -> None:
     codec = codec_of(NOTIFICATION_REQUESTS.name)
     with SchemaRegistry(environment) as registry:
         schema_id = registry.schema_id(NOTIFICATION_REQUESTS)
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
+    # compressed, as relays send them
+    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0, "compression.type": "lz4"})
     failed: list[str] = []
     for request in requests:
         shard = notification_shard(str(request["customer"]))

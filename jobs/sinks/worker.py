@@ -464,7 +464,8 @@ class SinkWorker:
         order.rewinds += 1
         self._rewinds[partition] = _Rewind(target, now)
         self._log.info("rewind", partition=partition, offset=target, sequence=order.position.sequence)
-        await self._app.consumer.seek(TP(self._topic_name, partition), target)
+        # not `seek`: it would change what was fetched from this thread, while the consumer's own hands it out
+        await self._app.consumer.seek_wait({TP(self._topic_name, partition): target})
 
     async def _rewind_again(self) -> None:
         """Nothing came: a seek was lost between the consumer and its fetcher, or Kafka's committed offset is ahead of

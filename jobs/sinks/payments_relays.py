@@ -15,6 +15,7 @@ import numpy as np
 from jobs.sinks.relay import Commands, KafkaRelay
 from pipelines.catalogue import (
     FRAUD_DECISIONS,
+    FRAUD_RESCORES,
     FRAUD_TRANSACTIONS,
     LEDGER_COMMANDS,
     LEDGER_RESULTS,
@@ -36,6 +37,7 @@ __all__ = [
     "LedgerToPayments",
     "PaymentsToFraud",
     "PaymentsToLedger",
+    "RescoresToPayments",
     "transfers",
 ]
 
@@ -49,7 +51,6 @@ _FRAUD_KEY: Final = 2**63 - 1
 _EVENTS: Final = codec_of(PAYMENTS_EVENTS.name)
 _ASKS: Final = _EVENTS.event_type("PaymentChanged").field("asks").word
 _RESULTS: Final = codec_of(LEDGER_RESULTS.name)
-_DECISIONS: Final = codec_of(FRAUD_DECISIONS.name)
 _TRANSFER_RESULT: Final = _RESULTS.event_type("TransferResult")
 _ID: Final = _TRANSFER_RESULT.field("id").word
 
@@ -137,8 +138,9 @@ class LedgerToPayments(KafkaRelay):
 
 
 class FraudToPayments(KafkaRelay):
-    """What screening decided. A review for want of a score counts as UNKNOWN: a later decision may still end it. A
-    transaction that is no payment's is answered by `payment_not_found`, and changes nothing."""
+    """What screening decided. A review for want of a score counts as UNKNOWN: a later decision may still end it
+    (`RescoresToPayments`). A transaction that is no payment's is answered by `payment_not_found`, and changes nothing.
+    """
 
     name: ClassVar[str] = "fraud-to-payments"
     topic: ClassVar[Topic] = FRAUD_DECISIONS
@@ -146,7 +148,7 @@ class FraudToPayments(KafkaRelay):
     targets: ClassVar[tuple[Topic, ...]] = (PAYMENTS_COMMANDS,)
 
     def translate(self, shard: int, events: Events) -> Iterable[Commands]:
-        for event in render_events(_DECISIONS, events) if len(events) else ():
+        for event in render_events(codec_of(self.topic.name), events) if len(events) else ():
             what = event["decision"].upper()
             unknown = event["unknown_reason"]
             command = {
@@ -156,6 +158,14 @@ class FraudToPayments(KafkaRelay):
                 "reason": event["reason_codes"] if unknown == "none" else f"{unknown} {event['reason_codes']}",
             }  # fmt: skip
             yield Commands(PAYMENTS_COMMANDS, shard, [command])
+
+
+class RescoresToPayments(FraudToPayments):
+    """What screening decided in the end about payments that it had answered UNKNOWN, once the model answered again."""
+
+    name: ClassVar[str] = "rescores-to-payments"
+    topic: ClassVar[Topic] = FRAUD_RESCORES
+    web_port_offset: ClassVar[int] = 36
 
 
 class PaymentsToFraud(KafkaRelay):

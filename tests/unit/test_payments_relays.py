@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.sinks.payments_relays import FraudToPayments, PaymentsToFraud
+from jobs.sinks.payments_relays import FraudToPayments, PaymentsToFraud, RescoresToPayments
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
+from pipelines.frames import Events
 from tests.support.payments_saga import PAYEE, PAYER, START, Saga, create, frame, rules
 
 DECISIONS = codec_of("fraud.decisions")
@@ -50,3 +51,24 @@ def test_a_payment_goes_to_screening_and_its_decision_comes_back(decision: str, 
     # a review for want of a score may still be ended by a later decision, one that fraud wants may not
     later = saga.command({"type": "FraudDecision", "payment_id": 5, "decision": "APPROVE"})[0]
     assert later["status"] == ("SCREENED" if (decision, unknown) == ("review", "timeout") else status)
+
+
+@pytest.mark.parametrize(
+    ("decision", "status"), [("approve", "SCREENED"), ("block", "BLOCKED"), ("review", "IN_REVIEW")]
+)
+def test_a_second_decision_ends_what_the_first_left_unknown(decision: str, status: str) -> None:
+    saga = Saga()
+    saga.command(rules(screening="stream"), create(5), create(6))
+    for number in (5, 6):
+        first = parse_events(DECISIONS, [decided(number, "review", "timeout" if number == 5 else "none")])
+        saga.command(*_answers(FraudToPayments, first))
+    assert (saga.status(5), saga.status(6)) == ("IN_REVIEW", "IN_REVIEW")
+    rescores = parse_events(codec_of("fraud.rescores"), [decided(5, decision), decided(6, decision)])
+    results = saga.command(*_answers(RescoresToPayments, rescores))
+    # what fraud wants a person to look at stays with that person
+    assert [(found["result"], found["status"]) for found in results] == [("done", status), ("repeated", "IN_REVIEW")]
+
+
+def _answers(relay: type[FraudToPayments], decisions: Events) -> list[dict[str, object]]:
+    translated = relay.__new__(relay).translate(0, decisions)
+    return [dict(event) for found in translated for event in found.events]

@@ -1,9 +1,9 @@
 """Payments become notifications: whoever pays is told when a payment ends, is held for review or is given back.
 
-One notification per transition that a customer cares for; its id is a function of the payment's id and version, so that
-repeats tell nobody twice. A customer is known by ``customer_id``, or else by ledger and account
-(``account-<ledger>-<id>``). Why screening stopped a payment is not said: it would teach whoever holds the account how
-to pass.
+One notification per transition that a customer cares for; its id is a function of the payment's shard, id and version,
+so that repeats tell nobody twice (an id may be taken once in each shard). A customer is known by ``customer_id``, or
+else by ledger and account (``account-<ledger>-<id>``). Why screening stopped a payment is not said: it would teach
+whoever holds the account how to pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.event_json import render_events
 from pipelines.frames import Events
 from pipelines.notifications import notification_request, notification_shard
 
-__all__ = ["PaymentsNotificationsRelay"]
+__all__ = ["PaymentsNotificationsRelay", "payment_notification"]
 
 TOLD: Final = frozenset(
     {
@@ -28,6 +28,20 @@ TOLD: Final = frozenset(
     }
 )  # fmt: skip
 REASON_IS_TOLD: Final = TOLD - {"BLOCKED", "IN_REVIEW"}
+
+
+def payment_notification(shard: int, change: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The request (as JSON has it) that a PaymentChanged of ``shard`` calls for, or None where nobody is told."""
+    again = change["cause"] == "refunded_in_part"  # the status stays when a second part is given back
+    if change["status"] not in TOLD or (change["status"] == change["previous_status"] and not again):
+        return None
+    return notification_request(
+        f"payment-{shard}-{change['payment_id']}-{change['version']}",
+        _customer(change),
+        f"payment.{change['status'].lower()}",
+        int(change["at"]),
+        _data(change),
+    )
 
 
 class PaymentsNotificationsRelay(KafkaRelay):
@@ -40,18 +54,9 @@ class PaymentsNotificationsRelay(KafkaRelay):
 
     def translate(self, shard: int, events: Events) -> Iterable[Commands]:
         for change in render_events(codec_of(PAYMENTS_EVENTS.name), events):
-            again = change["cause"] == "refunded_in_part"  # the status stays when a second part is given back
-            if change["status"] not in TOLD or (change["status"] == change["previous_status"] and not again):
-                continue
-            customer = _customer(change)
-            request = notification_request(
-                f"payment-{change['payment_id']}-{change['version']}",
-                customer,
-                f"payment.{change['status'].lower()}",
-                int(change["at"]),
-                _data(change),
-            )
-            yield Commands(NOTIFICATION_REQUESTS, notification_shard(customer), [request])
+            request = payment_notification(shard, change)
+            if request is not None:
+                yield Commands(NOTIFICATION_REQUESTS, notification_shard(request["customer"]), [request])
 
 
 def _customer(change: Mapping[str, Any]) -> str:

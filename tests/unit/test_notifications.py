@@ -186,7 +186,11 @@ def test_payments_tell_who_pays_what_became_of_them_and_not_what_screening_saw()
         one["version"] = version
     translated = list(PaymentsNotificationsRelay(Settings()).translate(2, parse_events(codec, changes)))
     requests = [request for commands in translated for request in commands.events]
-    assert [request["id"] for request in requests] == [f"payment-{2**95}-{version}" for version in (2, 3, 4, 5, 6)]
+    assert [request["id"] for request in requests] == [f"payment-2-{2**95}-{version}" for version in (2, 3, 4, 5, 6)]
+    # the same payment id in another shard is another payment, and its payer is told too
+    elsewhere = PaymentsNotificationsRelay(Settings()).translate(3, parse_events(codec, changes))
+    ids = {request["id"] for commands in elsewhere for request in commands.events}
+    assert ids.isdisjoint(request["id"] for request in requests)
     assert [request["customer"] for request in requests] == ["42", "account-978-7", "42", "42", "42"]
     data = [json.loads(request["data"]) for request in requests]
     assert [one["amount"] for one in data] == ["12.34 EUR", "12.34 EUR", "1234 JPY", "0.05 EUR", "0.09 EUR"]

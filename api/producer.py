@@ -1,7 +1,9 @@
 """Kafka's side of the API: an idempotent producer with acks=all whose acknowledgements arrive in the event loop.
 
 `KafkaSender.send` never blocks. librdkafka keeps each partition's order and writes each record at most once per call;
-a record that is not acknowledged within ``delivery_seconds`` is reported as failed, though Kafka may hold it.
+a record that is not acknowledged within ``delivery_seconds`` is reported as failed, though Kafka may hold it. After
+some of these in a row the circuit opens: frames are refused at once instead of after another ``delivery_seconds``, but
+for one at a time that tries whether Kafka is back.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from api.batching import DeliveryError
+from api.circuit import Circuit
 from api.logs import log
 from infra.settings import Settings
 from pipelines.catalogue import Topic
@@ -26,6 +29,8 @@ __all__ = ["KafkaSender"]
 QUEUED_RECORDS: Final = 10_000
 QUEUED_KIB: Final = 262_144
 FLUSH_SECONDS: Final = 5.0
+FAILURES_TO_OPEN: Final = 3
+OPEN_SECONDS: Final = 1.0
 
 
 class KafkaSender:
@@ -56,6 +61,7 @@ class KafkaSender:
         }
         self._producer: Any = Producer(self._config)
         self._fatal = False
+        self._circuit = Circuit(f"kafka {topic.name}", failures_to_open=FAILURES_TO_OPEN, open_seconds=OPEN_SECONDS)
         self._stopping = False
         self._arrived: deque[tuple[Callable[[int, str | None], None], int, str | None]] = deque()
         self._scheduled = False
@@ -65,6 +71,8 @@ class KafkaSender:
     def send(self, frame: Frame, body: bytes, done: Callable[[int, str | None], None]) -> None:
         if self.schema_id is None:
             raise DeliveryError("the schema registry has not answered yet")
+        if not self._circuit.allows():
+            raise DeliveryError("Kafka acknowledges nothing at the moment")
         if self._fatal:
             self._replace()
 
@@ -80,6 +88,7 @@ class KafkaSender:
                 on_delivery=delivered,
             )
         except (BufferError, KafkaException) as error:
+            self._circuit.failed()
             raise DeliveryError(str(error)) from error
 
     def reachable(self, timeout: float) -> bool:
@@ -110,6 +119,10 @@ class KafkaSender:
         self._scheduled = False
         while self._arrived:
             done, offset, error = self._arrived.popleft()
+            if error is None:
+                self._circuit.succeeded()
+            else:
+                self._circuit.failed()
             done(offset, error)
 
     def _broken(self, error: KafkaError) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 
+from api.config import ApiSettings
 from api.proto import payments_pb2 as pb
 from api.proto.payments_pb2_grpc import TransactionServiceStub
 from infra import topics
@@ -316,3 +318,40 @@ def test_what_operators_decide(api: ApiServer, stub: Any, bearer: Metadata) -> N
         (tenant, [77], True, tenant),
     ]  # fmt: skip
     assert any(endpoint == "/payments.v1.TransactionService/ProcessPayment" for _, endpoint, *_ in entries)
+
+
+def test_a_store_that_hangs_is_left_alone_and_holds_up_payments_only(api: ApiServer) -> None:
+    with api.session("payments:write", "ledger:write") as client:
+
+        def pay(_: object = None) -> str:
+            body = {
+                "payer_account_id": PAYER, "payee_account_id": PAYEE, "ledger": LEDGER, "currency": "EUR", "amount": 1,
+            }  # fmt: skip
+            answer = put(client, "/v1/payments", body, wait=0)
+            return "" if answer.status_code == 202 else str(answer.json()["type"]).rpartition("/")[2]
+
+        def failures() -> float:
+            name = "streambank_api_store_failures_total"
+            return sum(
+                float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if name in line[:40]
+            )
+
+        def is_left_alone() -> bool:
+            before = failures()
+            return pay() == "store-unavailable" and failures() == before
+
+        assert pay() == ""
+        in_flight = ApiSettings().payments_in_flight
+        with (
+            psycopg.connect(postgres_conninfo(api.environment)) as owner,
+            ThreadPoolExecutor(in_flight + 8) as clients,
+        ):
+            owner.execute("LOCK TABLE payment_requests IN ACCESS EXCLUSIVE MODE")
+            # the bulkhead: so many wait for the store, the others are told at once
+            answers = set(clients.map(pay, range(in_flight + 8)))
+            assert answers <= {"store-unavailable", "overloaded"}
+            assert "overloaded" in answers
+            # the breaker: after some failures it is not even asked
+            wait_until(is_left_alone, 60, "the store is left alone")
+            assert put(client, "/v1/accounts", {"id": 1, "ledger": 1, "code": 1}, wait=0).status_code == 202
+        wait_until(lambda: pay() == "", 60, "payments are taken again")

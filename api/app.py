@@ -52,6 +52,7 @@ from api.openapi import openapi_document
 from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from api.payment_gateway import PaymentsGateway
+from api.payment_reports import add_payment_report_routes
 from api.payments import add_payment_routes
 from api.problems import PROBLEMS, Problem, problem_of_status, problem_response
 from api.producer import KafkaSender
@@ -333,6 +334,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
             request.app[WORKER].payments, request.app[WORKER].authenticator, request.app[WORKER].config,
         ),
     )  # fmt: skip
+    add_payment_report_routes(app, lambda request: (request.app[WORKER].queries, request.app[WORKER]._guard))
     CardRoutes(WORKER).add(app)
     NotificationRoutes(WORKER).add(app)
     if not config.jwks_url:

@@ -76,7 +76,7 @@ _OF_ACCOUNT: Final[LiteralString] = """
 SELECT * FROM payments
 WHERE (payer_account_id = %(account)s OR payee_account_id = %(account)s) AND ledger = %(ledger)s
     AND requested_at BETWEEN %(since)s AND %(until)s
-ORDER BY requested_at DESC, payment_id DESC LIMIT %(limit)s
+ORDER BY requested_at DESC FETCH FIRST %(limit)s ROWS WITH TIES
 """
 
 
@@ -183,11 +183,13 @@ class PaymentStore:
         return {**_plain(rows[0]), "timeline": [_plain(row) for row in timeline]}
 
     async def payments_of(self, account: int, ledger: int, since: int, until: int, limit: int) -> dict[str, Any]:
-        """A page of an account's payments, newest first, with the ``until`` of the next page or null."""
-        place = {"account": account, "ledger": ledger, "since": since, "until": until, "limit": limit + 1}
+        """A page of an account's payments, newest first, with the ``until`` of the next page or null. Payments of the
+        same moment, as those of a batch, are on one page: it may have more than ``limit``."""
+        place = {"account": account, "ledger": ledger, "since": since, "until": until, "limit": limit}
         rows = await self._rows(_OF_ACCOUNT, place)
-        following = int(rows[limit - 1]["requested_at"]) - 1 if len(rows) > limit else None
-        return {"payments": [_plain(row) for row in rows[:limit]], "next_until": following}
+        rows.sort(key=lambda row: (row["requested_at"], row["payment_id"]), reverse=True)
+        following = int(rows[-1]["requested_at"]) - 1 if len(rows) >= limit else None
+        return {"payments": [_plain(row) for row in rows], "next_until": following}
 
     async def _rows(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         async with self._guard(), asyncio.timeout(self._timeout), self._pool.connection() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from api.payment_reports import payment_report_paths, payment_report_schemas
 from pipelines.catalogue import PAYMENTS_COMMANDS, PAYMENTS_EVENTS
 from pipelines.codec import codec_of
 from pipelines.event_json import json_schema
@@ -79,7 +80,7 @@ def payment_schemas() -> dict[str, Any]:
             "next_until": {"oneOf": [_INTEGER, {"type": "null"}], "description": "`until` of the next page."},
         },
     }  # fmt: skip
-    return schemas
+    return schemas | payment_report_schemas()
 
 
 def _problems() -> dict[str, Any]:
@@ -186,4 +187,5 @@ def payment_paths() -> dict[str, Any]:
             for action in ACTIONS
         },
         **_operator_paths(),
+        **payment_report_paths(_read, _query),
     }  # fmt: skip

@@ -234,6 +234,15 @@ class Queries:
         """Rows as they are now, not as a replica has them; raises `Problem` 503."""
         return await self._ask(POSTGRES, query, parameters)
 
+    async def rows(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of Postgres, from a replica where there is one; raises `Problem` 503."""
+        return await self._postgres(query, parameters)
+
+    async def history(self, query: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """Rows of Cassandra; raises `Problem` 503."""
+        async with self._guard("cassandra"):
+            return await self._select(query, parameters)
+
     async def write(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One statement in a transaction of its own, and the rows that it returns; raises `Problem` 503."""
         async with (

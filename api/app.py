@@ -7,6 +7,7 @@ Errors anywhere below a handler become RFC 9457 problems here. Every answer carr
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -207,6 +208,9 @@ class Worker:
         await self.payments.open(START_PATIENCE_SECONDS)
         await self.vault.open()
         await self.notifications.open()
+        # What is there now stays: without it every full collection under load would walk all modules again.
+        gc.collect()
+        gc.freeze()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""

@@ -60,7 +60,6 @@ DRAIN_SECONDS: Final = 900.0
 API_BATCH: Final = 10
 API_CONNECTIONS: Final = 8
 CUSTOMERS_SHORT: Final = 0.1
-MOST_PAYMENTS: Final = 1_000_000
 WANTED_RESULTS: Final = (
     "created", "exists", "exceeds_credits", "exceeds_debits", "linked_event_failed", "id_already_failed",
     "pending_transfer_not_found",
@@ -82,8 +81,18 @@ class SoakOptions:
     seed: int = 1
     outage_seconds: float = 5.0
     payments_per_second: float = 100.0
-    ahead_frames: int = 400
     parallelism: int = 1
+
+    @property
+    def ahead_frames(self) -> int:
+        """How far the load may run ahead of job and sinks: a quarter of it at most, so that it lasts through the kills,
+        and some 200,000 transfers."""
+        return max(16, min(400, self.transfers // FRAME_TRANSFERS // 4))
+
+    @property
+    def payments(self) -> int:
+        """How many are planned at most."""
+        return max(20_000, min(1_000_000, self.transfers // 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +153,9 @@ def plan_kills(options: SoakOptions, targets: Sequence[str]) -> list[PlannedKill
     ]
 
 
-def plan_payments() -> LoadPlan:
-    """The payments of this run, more than it will have time for."""
-    return plan_load(load_transactions()[:MOST_PAYMENTS], time.time_ns() // 1000, CUSTOMERS_SHORT)
+def plan_payments(most: int) -> LoadPlan:
+    """The payments of this run; it ends when the transfers do."""
+    return plan_load(load_transactions()[:most], time.time_ns() // 1000, CUSTOMERS_SHORT)
 
 
 class _Payments(threading.Thread):
@@ -194,6 +203,8 @@ class _Watch(threading.Thread):
 
     def stop(self) -> None:
         self._stopping.set()
+        if self.ident is not None:
+            self.join(60)
 
 
 class Soak:
@@ -222,7 +233,7 @@ class Soak:
         begin = time.monotonic()
         prepare(self.config)
         with ThreadPoolExecutor(1) as pool, Parts(self.config, self._directory, self.options.parallelism) as parts:
-            plan = pool.submit(plan_payments)
+            plan = pool.submit(plan_payments, self.options.payments)
             self._say(f"job, API and sinks run after {time.monotonic() - begin:.0f} s")
             self._disturb(parts, plan.result())
             parts.require_alive()
@@ -238,10 +249,12 @@ class Soak:
         load = self.load = FrameLoad(self.config, self.options.transfers, self.options.seed, gate)
         payments = self.payments = _Payments(plan, target, self.options.payments_per_second)
         watch = _Watch(self.config, load, gate)
-        begin = time.monotonic()
-        for thread in (payments, load, watch):
-            thread.start()
+        payments.start()
         try:
+            self._await_set_up(payments)
+            begin = time.monotonic()
+            load.start()
+            watch.start()
             self._kill_by_plan(parts, load, payments, watch)
             seconds = time.monotonic() - begin
             payments.progress.stopping = True
@@ -250,7 +263,6 @@ class Soak:
         finally:
             load.stopping = payments.progress.stopping = True
             watch.stop()
-            watch.join(60)
         self.result.figures |= {
             "transfers": load.acknowledged_transfers,
             "payments through the API": payments.progress.acknowledged_events,
@@ -259,6 +271,15 @@ class Soak:
             "seconds of load": round(seconds, 1),
             "transfers/s": round(load.acknowledged_transfers / seconds),
         }
+
+    def _await_set_up(self, payments: _Payments) -> None:
+        """Until the payments' accounts are there and funded."""
+        deadline = time.monotonic() + STALL_SECONDS
+        while not payments.progress.started:
+            payments.require_no_error()
+            if time.monotonic() > deadline:
+                raise SoakError(f"the payments' accounts are not there after {STALL_SECONDS:.0f} s: {self._directory}")
+            time.sleep(0.05)
 
     def _kill_by_plan(self, parts: Parts, load: FrameLoad, payments: _Payments, watch: _Watch) -> None:
         """Until all is sent and everything is back."""

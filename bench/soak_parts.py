@@ -96,7 +96,7 @@ class Parts:
         return tuple(sorted([*children, *servers, *flink, worker], key=lambda target: target.name))
 
     def __enter__(self) -> Self:
-        self._require_free_ports()
+        self.require_free_ports()
         self._directory.mkdir(parents=True, exist_ok=True)
         try:
             for name in self.children:
@@ -191,7 +191,8 @@ class Parts:
                     raise PartsError(f"the ledger job was not taken within {SUBMIT_SECONDS:.0f} s: {error}") from error
                 time.sleep(1)
 
-    def _require_free_ports(self) -> None:
+    def require_free_ports(self) -> None:
+        """Raises `PartsError` with who has one of theirs."""
         web = self.config.faust_web_port
         for what, port, variable in (
             ("the API", self.config.api_port, "STREAMBANK_API_PORT"),

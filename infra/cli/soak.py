@@ -73,6 +73,7 @@ def ledger(
     from rich.console import Console
 
     from bench.soak import Soak, SoakOptions, remove
+    from bench.soak_parts import Parts
     from infra.settings import settings
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -90,6 +91,7 @@ def ledger(
         update={"topic_prefix": f"{unique}.", "postgres_database": unique, "cassandra_keyspace": unique}
     )
     directory = config.data_dir.resolve() / "soak" / unique
+    Parts(environment, directory).require_free_ports()
     with _servers(config, console):
         ok = False
         try:

@@ -54,6 +54,7 @@ FIRST_KILL_AT: Final = 0.03
 LAST_KILL_AT: Final = 0.97
 """Kills happen between these shares of the load."""
 LOOK_SECONDS: Final = 0.25
+LOOP_SECONDS: Final = 0.05
 STALL_SECONDS: Final = 600.0
 """So long nothing may be acknowledged."""
 DRAIN_SECONDS: Final = 900.0
@@ -236,7 +237,6 @@ class Soak:
             plan = pool.submit(plan_payments, self.options.payments)
             self._say(f"job, API and sinks run after {time.monotonic() - begin:.0f} s")
             self._disturb(parts, plan.result())
-            parts.require_alive()
             self._drain(parts)
         self._check()
         self.result.figures["seconds, all"] = round(time.monotonic() - begin, 1)
@@ -259,6 +259,8 @@ class Soak:
             seconds = time.monotonic() - begin
             payments.progress.stopping = True
             payments.join(300)
+            if payments.is_alive():
+                raise SoakError(f"the payments did not end: {payments.progress.as_json()}")
             payments.require_no_error()
         finally:
             load.stopping = payments.progress.stopping = True
@@ -284,7 +286,6 @@ class Soak:
     def _kill_by_plan(self, parts: Parts, load: FrameLoad, payments: _Payments, watch: _Watch) -> None:
         """Until all is sent and everything is back."""
         targets = {target.name: target for target in parts.targets}
-        locks = {target.group: threading.Lock() for target in targets.values()}
         plan = plan_kills(self.options, list(targets))
         under_way: list[Future[None]] = []
         moved = time.monotonic(), -1
@@ -306,8 +307,9 @@ class Soak:
                     while plan and load.acknowledged_transfers >= plan[0].at:
                         kill = plan.pop(0)
                         target = targets[kill.target]
-                        under_way.append(pool.submit(self._kill, target, locks[target.group], kill, load))
-                    time.sleep(0.02)
+                        under_way.append(pool.submit(self._kill, target, parts.locks[target.group], kill, load))
+                    parts.supervise()
+                    time.sleep(LOOP_SECONDS)
             except BaseException:
                 load.stopping = True
                 raise
@@ -331,8 +333,9 @@ class Soak:
 
     def _drain(self, parts: Parts) -> None:
         begin = time.monotonic()
-        backlog = wait_drained(self.config, DRAIN_SECONDS)
+        backlog = wait_drained(self.config, DRAIN_SECONDS, lambda _: parts.supervise())
         parts.require_alive()
+        self.result.figures["started again by the supervisor"] = parts.restarts
         self.result.figures["seconds until all was applied"] = round(time.monotonic() - begin, 1)
         waiting = {"job": backlog.job, **backlog.sinks}
         self.result.check("frames still on their way", dict.fromkeys(waiting, 0), waiting)

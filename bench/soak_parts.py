@@ -41,6 +41,8 @@ CHECKPOINT_INTERVAL: Final = "1 s"
 CHILD_STOP_SECONDS: Final = 30.0
 READY_SECONDS: Final = 300.0
 SUBMIT_SECONDS: Final = 300.0
+EXIT_MAY_BE_RESTARTED: Final = 1
+"""Of API and sinks; others are alarms."""
 
 
 class PartsError(StreambankError):
@@ -75,6 +77,10 @@ class Parts:
         }
         self.children = {name: ServerProcess(name, directory) for name in self._commands}
         self._flink = Flink(config)
+        self.locks = {target.group: threading.Lock() for target in self.targets}
+        """Held while something of a group is away by a kill."""
+        self.restarts = 0
+        """How often a process had ended by itself and was started again."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -137,7 +143,22 @@ class Parts:
         for name, process in self.children.items():
             if process.pid is None:
                 tail = "\n".join(f"  | {line}" for line in process.log_tail(15))
-                raise PartsError(f"{name} ended; last lines of {process.log_file}:\n{tail}")
+                raise PartsError(f"{name} ended with {process.exit_code}; last lines of {process.log_file}:\n{tail}")
+
+    def supervise(self) -> None:
+        """Start again what ended with a code that allows it, as one does that finds Kafka away at its start; raises
+        `PartsError` for whatever else ended."""
+        for name, process in self.children.items():
+            if not self.locks[name].acquire(blocking=False):
+                continue
+            try:
+                if process.pid is None:
+                    if process.exit_code != EXIT_MAY_BE_RESTARTED:
+                        self.require_alive()
+                    self.restarts += 1
+                    self._start(name)
+            finally:
+                self.locks[name].release()
 
     def wait_api(self) -> None:
         """Until it is ready, at most `READY_SECONDS`."""

@@ -42,6 +42,7 @@ from tests.support.api_server import ApiServer, running_api, running_ledger, run
 from tests.support.ledger_model import BALANCES
 from tests.support.sinks import running, send
 from tests.support.stack import PrivateStack, free_ports, variables
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -284,14 +285,15 @@ def test_how_a_cross_transfer_ended(api: ApiServer, session: httpx.Client) -> No
     path = answer.headers["Location"]
     assert path == f"/v1/cross-transfers/{identity}"
     sequence = answer.json()["results"][0]["sequence"]
-    found = session.get(path, params={"min_sequence": sequence}, headers={"Prefer": "wait=30"})
-    assert found.status_code == 200, found.text
+    known = {"min_sequence": sequence}
+    wait_until(lambda: session.get(path, params=known).status_code == 200, 60, "the sink has stored it")
+    found = session.get(path, params=known, headers={"Prefer": "wait=1"})  # it does not end within that
     told = {name: str(value) for name, value in found.json().items()}
     assert told | {name: str(value) for name, value in asked.items()} == told
     assert (told["phase"], told["reason"], told["sequence"]) == ("reserving", "none", str(sequence))
 
     refuse_legs(api.environment, identity)
-    ended = session.get(path, headers={"Prefer": "wait=30"}).json()
+    ended = session.get(path, headers={"Prefer": "wait=20"}).json()
     assert (ended["phase"], ended["reason"]) == ("failed", "exceeds_credits")
     assert ended["requested_at"] == found.json()["requested_at"] <= ended["changed_at"]
 

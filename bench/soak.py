@@ -292,8 +292,8 @@ class Soak:
         with ThreadPoolExecutor(len(targets)) as pool:
             try:
                 while load.is_alive() or not all(kill.done() for kill in under_way):
-                    for thread in (load, payments):
-                        thread.require_no_error()
+                    load.require_no_error()
+                    payments.require_no_error()
                     for failed in [kill for kill in under_way if kill.done() and kill.exception() is not None]:
                         failed.result()
                     self.waiting_frames = watch.waiting_frames

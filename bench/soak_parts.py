@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -86,12 +87,11 @@ class Parts:
     def targets(self) -> tuple[Target, ...]:
         """Everything, in the order of their names."""
         children = [
-            Target(name, name, process.kill, lambda name=name: self._start(name))
-            for name, process in self.children.items()
+            Target(name, name, process.kill, partial(self._start, name)) for name, process in self.children.items()
         ]
         kinds: tuple[type[Server], ...] = (Kafka, Registry, Postgres, Cassandra, Valkey)
         servers = [
-            Target(server.name, server.name, server.kill, lambda server=server: _bring_back(server))
+            Target(server.name, server.name, server.kill, partial(_bring_back, server))
             for server in (kind(self.config) for kind in kinds)
         ]
         flink = [

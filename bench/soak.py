@@ -83,6 +83,8 @@ class SoakOptions:
     outage_seconds: float = 5.0
     payments_per_second: float = 100.0
     parallelism: int = 1
+    only: tuple[str, ...] = ()
+    """Names of the targets to kill; all if empty."""
 
     @property
     def ahead_frames(self) -> int:
@@ -286,7 +288,9 @@ class Soak:
     def _kill_by_plan(self, parts: Parts, load: FrameLoad, payments: _Payments, watch: _Watch) -> None:
         """Until all is sent and everything is back."""
         targets = {target.name: target for target in parts.targets}
-        plan = plan_kills(self.options, list(targets))
+        if unknown := set(self.options.only) - set(targets):
+            raise SoakError(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(targets)}")
+        plan = plan_kills(self.options, self.options.only or list(targets))
         under_way: list[Future[None]] = []
         moved = time.monotonic(), -1
         with ThreadPoolExecutor(len(targets)) as pool:

@@ -58,6 +58,15 @@ def ledger(
     parallelism: Annotated[
         int, typer.Option(min=1, max=4, help="Subtasks of the job.", envvar="STREAMBANK_SOAK_PARALLELISM")
     ] = 1,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Kill only these of api, api-worker, cassandra, jobmanager, kafka, postgres, registry, sink-cassandra, "
+            "sink-postgres, taskmanager, valkey.",
+            envvar="STREAMBANK_SOAK_ONLY",
+        ),
+    ] = "",
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the result there.", envvar="STREAMBANK_SOAK_JSON")
     ] = None,
@@ -85,6 +94,7 @@ def ledger(
         outage_seconds=outage_seconds,
         payments_per_second=payments_per_second,
         parallelism=parallelism,
+        only=tuple(name.strip() for name in only.split(",") if name.strip()),
     )
     unique = f"soak_{uuid4().hex[:8]}"
     environment = config.model_copy(

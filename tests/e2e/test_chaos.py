@@ -21,8 +21,11 @@ def test_every_part_is_killed_under_load(stack: PrivateStack, tmp_path: Path) ->
     ports = free_ports(20)  # the two sinks' pages have neighbours
     web_port = next(port for port in ports if not is_taken(environment.host, port + 1))
     environment = environment.model_copy(update={"faust_web_port": web_port})
-    targets = {target.name for target in Parts(environment, tmp_path).targets}
-    options = SoakOptions(TRANSFERS, kills=len(targets), seed=1, outage_seconds=2.0, payments_per_second=150)
+    # what a lost JobManager takes is shown in test_flink_recovery
+    targets = {target.name for target in Parts(environment, tmp_path).targets} - {"jobmanager", "registry"}
+    options = SoakOptions(
+        TRANSFERS, len(targets), seed=1, outage_seconds=2.0, payments_per_second=150, only=tuple(targets)
+    )
     result = Soak(environment, options, tmp_path, print).run()
     assert result.ok, [check for check in result.checks if not check.ok]
     assert {kill.target for kill in result.kills} == targets

@@ -58,7 +58,7 @@ LOOP_SECONDS: Final = 0.05
 STALL_SECONDS: Final = 600.0
 """So long nothing may be acknowledged."""
 DRAIN_SECONDS: Final = 900.0
-API_BATCH: Final = 10
+API_BATCH: Final = 50
 API_CONNECTIONS: Final = 8
 CUSTOMERS_SHORT: Final = 0.1
 WANTED_RESULTS: Final = (

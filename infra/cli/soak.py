@@ -62,8 +62,8 @@ def ledger(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Kill only these of api, api-worker, cassandra, jobmanager, kafka, postgres, registry, sink-cassandra, "
-            "sink-postgres, taskmanager, valkey.",
+            help="Kill only these of api, api-worker, cassandra, jobmanager, kafka, postgres, registry, "
+            "sink-cassandra, sink-postgres, taskmanager, valkey.",
             envvar="STREAMBANK_SOAK_ONLY",
         ),
     ] = "",

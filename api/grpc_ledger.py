@@ -119,11 +119,9 @@ class LedgerService(LedgerServiceServicer):
             await self._access.principal(context, READ, cost=1)
             wait = min(float(request.wait_seconds), _time_left(context))
             row = await self._queries.cross_transfer(_number(request.id), request.min_sequence, wait)
-            wide = {name: _u128(row[name]) for name in _CROSS_TRANSFER_WIDE}
-            return pb.CrossTransfer(
-                phase=row["phase"], reason=row["reason"], **wide,
-                **{name: int(row[name]) for name in _CROSS_TRANSFER_NARROW},
-            )  # fmt: skip
+            fields: dict[str, Any] = {name: _u128(row[name]) for name in _CROSS_TRANSFER_WIDE}
+            fields |= {name: int(row[name]) for name in _CROSS_TRANSFER_NARROW}
+            return pb.CrossTransfer(phase=row["phase"], reason=row["reason"], **fields)
 
     async def ImportTransfers(self, requests: Any, context: Any) -> Any:  # noqa: N802
         async with _answering(context):

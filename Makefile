@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup compile lint test-unit test demo bench clean purge
+.PHONY: help setup compile lint test-unit test demo bench soak clean purge
 
 export UV_PYTHON_DOWNLOADS := never
 # Each worker has servers of its own, about 3 GB; the tests of a file stay together, the longest
@@ -48,6 +48,9 @@ demo: setup ## Run the main job on about a minute of simulated card payments.
 
 bench: setup ## Measure, print and store the figures of the README.
 	@$(STREAMBANK) bench
+
+soak: setup ## Millions of transfers while every process is killed in turn; then all must be right.
+	@$(STREAMBANK) soak ledger
 
 clean: ## Stop the stack; remove its data and all caches.
 	@[ ! -x $(STREAMBANK) ] || $(STREAMBANK) down

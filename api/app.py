@@ -7,6 +7,7 @@ Errors anywhere below a handler become RFC 9457 problems here. Every answer carr
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -208,6 +209,9 @@ class Worker:
         await self.payments.open(START_PATIENCE_SECONDS)
         await self.vault.open()
         await self.notifications.open()
+        # What is there now stays: without it every full collection under load would walk all modules again.
+        gc.collect()
+        gc.freeze()
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""
@@ -308,6 +312,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     for route in ORDER_ROUTES:
         app.router.add_post(route.path, partial(_order, route))
     app.router.add_post(CROSS_ROUTE.path, _cross_transfer)
+    app.router.add_get(f"{CROSS_ROUTE.path}/{{id}}", _find_cross_transfer)
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
     app.router.add_post(ADMIN_ROUTE.path, _trading_admin)
@@ -415,6 +420,14 @@ async def _cross_transfer(request: web.Request) -> web.StreamResponse:
     return await worker.cross_transfers.ingest.handle(request, CROSS_ROUTE, principal)
 
 
+async def _find_cross_transfer(request: web.Request) -> web.StreamResponse:
+    async with _reading(request) as (worker, headers):
+        _known_parameters(request, "min_sequence")
+        sequence = _number(request, "min_sequence", 0, 2**63 - 1, 0) or 0
+        wait = preferred_wait(request.headers.getall("Prefer", []), worker.config.wait_seconds)
+        return _json(await worker.queries.cross_transfer(_path_id(request), sequence, wait), headers)
+
+
 async def _case(
     action: Callable[[FraudCases, web.Request], Awaitable[web.Response]], request: web.Request
 ) -> web.StreamResponse:
@@ -507,7 +520,7 @@ async def _balance(request: web.Request) -> web.StreamResponse:
 
 async def _search(request: web.Request) -> web.StreamResponse:
     async with _reading(request) as (worker, headers):
-        _known_parameters(request, "ledger", *SEARCHED, "since", "until", "limit")
+        _known_parameters(request, "ledger", *SEARCHED, "since", "until", "limit", "min_sequence")
         ledger = _number(request, "ledger", 0, 2**32 - 1, None)
         if ledger is None:
             raise _bad_parameter("ledger", "is needed", "nothing")
@@ -516,7 +529,8 @@ async def _search(request: web.Request) -> web.StreamResponse:
             raise _bad_parameter("code", f"or one of {', '.join(list(SEARCHED)[1:])} is needed", "none")
         limit = _number(request, "limit", 1, MAX_PAGE, DEFAULT_PAGE) or DEFAULT_PAGE
         since, until = _time(request, "since", 0), _time(request, "until", TIMESTAMP_MAX)
-        return _json(await worker.queries.search(ledger, filters, since, until, limit), headers)
+        place = (ledger, filters, since, until, limit)
+        return _json(await worker.queries.search(*place, *_awaited(request, worker, ledger)), headers)
 
 
 async def _statement(request: web.Request) -> web.StreamResponse:
@@ -541,10 +555,11 @@ async def _statement(request: web.Request) -> web.StreamResponse:
 
 async def _statement_file(request: web.Request) -> web.StreamResponse:
     async with _reading(request) as (worker, headers):
-        _known_parameters(request, "ledger", "since", "until")
+        _known_parameters(request, "ledger", "since", "until", "min_sequence")
         since, until = _time(request, "since", 0), _time(request, "until", TIMESTAMP_MAX)
         account_id = _path_id(request)
-        pieces = worker.queries.entries(account_id, _number(request, "ledger", 0, 2**32 - 1, None), since, until)
+        ledger = _number(request, "ledger", 0, 2**32 - 1, None)
+        pieces = worker.queries.entries(account_id, ledger, since, until, *_awaited(request, worker, ledger))
         first: list[dict[str, Any]] = await anext(pieces, [])
         response = web.StreamResponse(
             headers={
@@ -622,11 +637,15 @@ async def _told(request: web.Request) -> tuple[Worker, bytes]:
 def _read_parameters(request: web.Request, worker: Worker, *more: str) -> tuple[int, int | None, int, float]:
     _known_parameters(request, "ledger", "min_sequence", *more)
     ledger = _number(request, "ledger", 0, 2**32 - 1, None)
+    return _path_id(request), ledger, *_awaited(request, worker, ledger)
+
+
+def _awaited(request: web.Request, worker: Worker, ledger: int | None) -> tuple[int, float]:
+    """The sequence that the answer must have reached, and how many seconds it may wait for it."""
     sequence = _number(request, "min_sequence", 0, 2**63 - 1, 0) or 0
     if sequence and ledger is None:
         raise _bad_parameter("min_sequence", "needs `ledger`, whose shard counts the sequence", str(sequence))
-    wait = preferred_wait(request.headers.getall("Prefer", []), worker.config.wait_seconds)
-    return _path_id(request), ledger, sequence, wait
+    return sequence, preferred_wait(request.headers.getall("Prefer", []), worker.config.wait_seconds)
 
 
 def _known_parameters(request: web.Request, *names: str) -> None:

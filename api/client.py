@@ -137,13 +137,14 @@ class Result(NamedTuple):
         return self.result in ("created", "exists")
 
 
-class _Answered(msgspec.Struct):
-    id: int | str
+class _Answered(msgspec.Struct, gc=False):
+    """What is read of a result; its id is that of the event at ``record``."""
+
+    record: int
     result: str
     timestamp: int | str
     shard: int
     sequence: int
-    record: int
 
 
 class _Answer(msgspec.Struct):
@@ -170,15 +171,19 @@ def rows_of(codec: FrameCodec, events: Sequence[Account] | Sequence[Transfer]) -
     view = rows.view(event_type.dtype)[:, 0]
     view["kind"] = kind
     for name, values in zip(type(events[0])._fields, zip(*events, strict=True), strict=True):
+        if not any(values):
+            continue  # most fields of most events
         field = event_type.field(name)
-        if min(values) < 0 or max(values) > (2**128 - 1 if field.storage == "u128" else field.maximum):
-            raise ValueError(f"{event_type.name}.{name}: {min(values)} to {max(values)} found, out of range")
-        if field.storage == "u128":
-            view[f"{name}_lo"] = np.array([value & _WORD for value in values], np.uint64)
-            if max(values) > _WORD:
-                view[f"{name}_hi"] = np.array([value >> 64 for value in values], np.uint64)
-        else:
+        smallest, largest = min(values), max(values)
+        if smallest < 0 or largest > (2**128 - 1 if field.storage == "u128" else field.maximum):
+            raise ValueError(f"{event_type.name}.{name}: {smallest} to {largest} found, out of range")
+        if field.storage != "u128":
             view[name] = np.array(values, view.dtype[name])
+        elif largest <= _WORD:
+            view[f"{name}_lo"] = np.array(values, np.uint64)
+        else:
+            view[f"{name}_lo"] = np.array([value & _WORD for value in values], np.uint64)
+            view[f"{name}_hi"] = np.array([value >> 64 for value in values], np.uint64)
     return rows
 
 
@@ -374,15 +379,13 @@ class AsyncLedgerClient:
                 raise LedgerUnavailable(
                     f"the ledger did not answer {len(ids)} accepted events within {self._patience:g} s"
                 )
-        found = {row.record: row for row in answer.results}
-        results = []
-        for position, identity in enumerate(ids):
-            row = found.get(position)
-            if row is None:
-                results.append(Result(identity, "refused", 0, -1, 0))
-            else:
-                results.append(Result(identity, row.result, int(row.timestamp), row.shard, row.sequence))
-        return results
+        found: list[Result | None] = [None] * len(ids)
+        for row in answer.results:
+            found[row.record] = Result(ids[row.record], row.result, int(row.timestamp), row.shard, row.sequence)
+        return [
+            Result(identity, "refused", 0, -1, 0) if result is None else result
+            for identity, result in zip(ids, found, strict=True)
+        ]
 
     async def _get(self, path: str, ledger: int | None, min_sequence: int) -> dict[str, Any]:
         parameters = {name: value for name, value in (("ledger", ledger), ("min_sequence", min_sequence)) if value}

@@ -1,7 +1,7 @@
 """Transfers across ledgers over HTTP: requests to ledger.cross-commands, and what the sagas' job says at once.
 
 A result says whether the cross transfer was taken (`created`), not how it ended: that takes the ledger several steps,
-and is in ledger.cross-events. A request goes to the shard of its id; a repeated id is answered ``exists``.
+and is asked with ``GET`` (`api.queries`). A request goes to the shard of its id; a repeated id is answered ``exists``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class CrossTransferIngest(Ingest):
         ]
 
     def _verdict(self, results: list[dict[str, Any]], sent: Any, is_array: bool) -> tuple[int, dict[str, str]]:
-        return 201 if all(result["result"] == "created" for result in results) else 200, {}
+        if not all(result["result"] == "created" for result in results):
+            return 200, {}
+        return 201, {} if is_array or sent.refused else {"Location": f"{CROSS_ROUTE.path}/{results[0]['id']}"}
 
 
 class CrossTransfers:

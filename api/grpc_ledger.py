@@ -40,6 +40,11 @@ DEADLINE_MARGIN_SECONDS: Final = 0.05
 
 _CODEC: Final = codec_of(LEDGER_COMMANDS.name)
 _WORD: Final = 2**64 - 1
+_CROSS_TRANSFER_WIDE: Final = (
+    "id", "debit_account_id", "credit_account_id", "debit_clearing_account_id", "credit_clearing_account_id", "amount",
+    "credit_amount", "user_data_128",
+)  # fmt: skip
+_CROSS_TRANSFER_NARROW: Final = ("debit_ledger", "credit_ledger", "code", "requested_at", "changed_at", "sequence")
 _BALANCES: Final = ("debits_pending", "debits_posted", "credits_pending", "credits_posted")
 
 
@@ -92,7 +97,10 @@ class LedgerService(LedgerServiceServicer):
             if limit > MAX_ENTRIES:
                 raise Problem("bad-parameter", f"limit: at most {MAX_ENTRIES}, found {limit}.", parameter="limit")
             until = min(request.until or TIMESTAMP_MAX, TIMESTAMP_MAX)
-            pieces = self._queries.entries(_number(request.account_id), request.ledger or None, request.since, until)
+            if request.min_sequence and not request.ledger:
+                raise Problem("bad-parameter", "min_sequence: needs `ledger`, whose shard counts the sequence.")
+            place = (_number(request.account_id), request.ledger or None, request.since, until)
+            pieces = self._queries.entries(*place, request.min_sequence, _time_left(context))
             rows: list[dict[str, Any]] = []
             async with aclosing(pieces):
                 async for piece in pieces:
@@ -105,6 +113,15 @@ class LedgerService(LedgerServiceServicer):
                 end += 1
             following = int(rows[end]["timestamp"]) if end < len(rows) else 0
             return pb.GetStatementResponse(entries=[_entry(row) for row in rows[:end]], next_since=following)
+
+    async def GetCrossTransfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with _answering(context):
+            await self._access.principal(context, READ, cost=1)
+            wait = min(float(request.wait_seconds), _time_left(context))
+            row = await self._queries.cross_transfer(_number(request.id), request.min_sequence, wait)
+            fields: dict[str, Any] = {name: _u128(row[name]) for name in _CROSS_TRANSFER_WIDE}
+            fields |= {name: int(row[name]) for name in _CROSS_TRANSFER_NARROW}
+            return pb.CrossTransfer(phase=row["phase"], reason=row["reason"], **fields)
 
     async def ImportTransfers(self, requests: Any, context: Any) -> Any:  # noqa: N802
         async with _answering(context):
@@ -172,9 +189,7 @@ class LedgerService(LedgerServiceServicer):
         return self._ingest.put(Events(rows))
 
     async def _results(self, sent: Any, context: Any) -> list[dict[str, Any]]:
-        remaining = context.time_remaining()
-        seconds = WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, remaining - DEADLINE_MARGIN_SECONDS)
-        results = await self._ingest.results_of(sent, asyncio.get_running_loop().time() + max(0.0, seconds))
+        results = await self._ingest.results_of(sent, asyncio.get_running_loop().time() + _time_left(context))
         if results is None:
             raise _TooLate
         return results
@@ -183,12 +198,17 @@ class LedgerService(LedgerServiceServicer):
         if not 0 < len(request.ids) <= MAX_IDS:
             raise Problem("bad-parameter", f"1 to {MAX_IDS} ids are taken at once, found {len(request.ids)}.")
         await self._access.principal(context, READ, cost=len(request.ids))
-        remaining = context.time_remaining()
-        wait = WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, max(0.0, remaining - DEADLINE_MARGIN_SECONDS))
+        wait = _time_left(context)
         ids = [_number(found) for found in request.ids]
         rows = await self._queries.records(table, ids, request.ledger, request.min_sequence, wait)
         known = {int(row["id"]): row for row in rows}
         return [known[identity] for identity in ids if identity in known]
+
+
+def _time_left(context: Any) -> float:
+    """Seconds that a call may wait: till shortly before its deadline, and `WAIT_SECONDS` at most."""
+    remaining = context.time_remaining()
+    return WAIT_SECONDS if remaining is None else min(WAIT_SECONDS, max(0.0, remaining - DEADLINE_MARGIN_SECONDS))
 
 
 def _number(message: Any) -> int:

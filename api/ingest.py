@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -447,11 +448,11 @@ class Ingest(ABC):
             return None
         results: list[dict[str, Any]] = []
         for entry, (sequence, events) in zip(sent.waiting, answers, strict=True):
-            results += [
-                {sent.position_name: result.pop("position"), **result}
-                for result in self._results_of(entry, sequence, events)
-            ]
-        results.sort(key=lambda result: int(result[sent.position_name]))
+            results += self._results_of(entry, sequence, events)
+        for result in results:
+            result[sent.position_name] = result.pop("position")
+        if len(answers) > 1:
+            results.sort(key=itemgetter(sent.position_name))
         return results
 
     async def _charge(self, principal: Principal, parsed: Parsed) -> Allowance:

@@ -367,15 +367,17 @@ def _ledger() -> dict[str, Any]:
             "description": "Needed where the id exists in several ledgers."}  # fmt: skip
 
 
+def _sequence() -> list[dict[str, Any]]:
+    return [
+        {"name": "min_sequence", "in": "query", "schema": {"type": "integer", "minimum": 0},
+         "description": "Answer only when the store has reached this sequence (of a result) of the ledger's shard; "
+                        "needs `ledger`. Else 503, at once or after the time of `Prefer: wait=N`."},
+        {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["wait=2"]}},
+    ]  # fmt: skip
+
+
 def _read(operation: str, summary: str, schema: str, *, sequence: bool = False) -> dict[str, Any]:
-    parameters = [_id(), _ledger()]
-    if sequence:
-        parameters += [
-            {"name": "min_sequence", "in": "query", "schema": {"type": "integer", "minimum": 0},
-             "description": "Answer only when the store has reached this sequence (of a result) of the ledger's shard; "
-                            "needs `ledger`. Else 503, at once or after the time of `Prefer: wait=N`."},
-            {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["wait=2"]}},
-        ]  # fmt: skip
+    parameters = [_id(), _ledger(), *(_sequence() if sequence else ())]
     return {
         "tags": ["Queries"],
         "operationId": operation,
@@ -416,6 +418,7 @@ def _search() -> dict[str, Any]:
         {"name": "until", "in": "query", "schema": {"type": "string"},
          "description": "RFC 3339 or nanoseconds, inclusive; for the next page `next_until`."},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
+        *_sequence(),
     ]  # fmt: skip
     return operation
 

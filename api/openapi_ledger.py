@@ -18,7 +18,7 @@ from api.openapi import (
     _without_required_type,
     _write,
 )
-from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_CROSS_RESULTS
+from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_CROSS_EVENTS, LEDGER_CROSS_RESULTS
 from pipelines.codec import codec_of
 from pipelines.event_json import json_schema
 
@@ -68,12 +68,14 @@ def add_ledger(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Accepted"]["properties"]["results"]["items"]["oneOf"].append(
         {"$ref": f"#/components/schemas/{result.name}"}
     )
+    schemas["CrossTransfer"] = _cross_transfer_state()
     _, told = msgspec.json.schema_components([LedgerMetadata, AccountMetadata])
     of_account = [_id(), {**_ledger(), "required": True}]
     document["paths"] |= {
         "/v1/cross-transfers": {
             "post": _write("createCrossTransfers", "Create transfers between ledgers", [create.name])
         },
+        "/v1/cross-transfers/{id}": {"get": _find_cross_transfer()},
         "/v1/currencies": {"get": _get("listCurrencies", "Currencies of ISO 4217", "Currencies", [])},
         "/v1/ledgers": {"get": _get("listLedgers", "Ledgers that have metadata", "Ledgers", [])},
         "/v1/ledgers/{ledger}": {
@@ -96,6 +98,31 @@ def _get(operation: str, summary: str, schema: str, parameters: list[Any]) -> di
     return {**_read(operation, summary, schema), "parameters": parameters}
 
 
+def _cross_transfer_state() -> dict[str, Any]:
+    changed = codec_of(LEDGER_CROSS_EVENTS.name).event_type("CrossTransferChanged")
+    fields = json_schema(changed)["properties"]
+    integer = {"$ref": "#/components/schemas/Integer"}
+    times = {
+        "requested_at": {"type": "integer", "description": "When it was taken, UTC microseconds."},
+        "changed_at": {"type": "integer", "description": "When it came there, UTC microseconds."},
+    }
+    more = {"shard": {"type": "integer"}, "sequence": integer}
+    kept = {name: field for name, field in fields.items() if name not in ("type", "timestamp")}
+    return _object({**kept, **times, **more}, "A transfer across ledgers, and how far it has come.")
+
+
+def _find_cross_transfer() -> dict[str, Any]:
+    parameters = [
+        _id(),
+        {"name": "min_sequence", "in": "query", "schema": {"type": "integer", "minimum": 0},
+         "description": "Answer only when the store has reached this sequence (of a result). Else 503, at once or "
+                        "after the time of `Prefer: wait=N`."},
+        {"name": "Prefer", "in": "header", "schema": {"type": "string", "examples": ["wait=10"]},
+         "description": "`wait=N`: answer when it has ended, or after N seconds."},
+    ]  # fmt: skip
+    return _get("getCrossTransfer", "How a transfer between ledgers ended", "CrossTransfer", parameters)
+
+
 def _put(operation: str, summary: str, schema: str, parameters: list[Any], told: Any) -> dict[str, Any]:
     route = _get(operation, summary, schema, parameters)
     route["security"] = [{"oauth": ["ledger:write"]}]
@@ -106,7 +133,10 @@ def _put(operation: str, summary: str, schema: str, parameters: list[Any], told:
 
 def _csv() -> dict[str, Any]:
     route = _read(
-        "exportStatement", "All entries of a time span as CSV, with running balances, oldest first", "Statement"
+        "exportStatement",
+        "All entries of a time span as CSV, with running balances, oldest first",
+        "Statement",
+        sequence=True,
     )
     route["parameters"] += [
         {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"{which}, RFC 3339 or nanoseconds."}

@@ -30,12 +30,16 @@ from api.metrics import count
 from api.problems import Problem
 from infra.settings import Settings
 from infra.stores import API_ROLE, cassandra_cluster, postgres_conninfo
-from pipelines.catalogue import LEDGER_EVENTS, LEDGER_SHARDS
+from pipelines.catalogue import LEDGER_CROSS_EVENTS, LEDGER_EVENTS, LEDGER_SHARDS
+from pipelines.ledger_saga.legs import cross_transfer_shard
 
 __all__ = ["Cursor", "Queries", "json_integer", "ledger_shard"]
 
 POSTGRES_SINK: Final = "postgres"
 """The sink that fills the tables, as it signs its positions."""
+CROSS_TRANSFERS_SINK: Final = "postgres-cross-transfers"
+ENDED: Final = frozenset({"completed", "failed", "refunded", "held"})
+"""Phases of a cross transfer after which nothing happens by itself."""
 POSTGRES: Final = "postgres"
 REPLICA: Final = "postgres-replica"
 POOL_SIZE: Final = 8
@@ -72,6 +76,9 @@ FROM accounts a WHERE a.shard = %(shard)s AND a.ledger = %(ledger)s AND a.id = A
 SELECT * FROM transfers WHERE shard = %(shard)s AND ledger = %(ledger)s AND id = ANY(%(ids)s::numeric[])
 """,
 }
+_CROSS_TRANSFER: Final[LiteralString] = """
+SELECT * FROM cross_transfers WHERE shard = %(shard)s AND id = %(id)s
+"""
 _SEQUENCE: Final[LiteralString] = """
 SELECT coalesce(max(sequence), 0) AS sequence FROM sink_offsets
 WHERE sink = %(sink)s AND topic = %(topic)s AND partition = %(shard)s
@@ -133,6 +140,7 @@ class Queries:
         self._settings = settings
         self._timeout = timeout
         self._events_topic = settings.kafka_topic(LEDGER_EVENTS.name)
+        self._cross_events_topic = settings.kafka_topic(LEDGER_CROSS_EVENTS.name)
         self._account_flags = tuple(account_flags)
         self._transfer_flags = tuple(transfer_flags)
         self._breakers = AsyncCircuitBreakerFactory(default_threshold=FAILURES_TO_OPEN, default_ttl=OPEN_SECONDS)
@@ -181,14 +189,35 @@ class Queries:
         row = self._one("account", account_id, await self._find(BALANCE_AT, account_id, ledger, readers=readers, at=at))
         return {name: json_integer(value) for name, value in balance_of(row, at).items()}
 
+    async def cross_transfer(self, identity: int, min_sequence: int, wait: float) -> dict[str, Any]:
+        """How far a cross transfer has come, when it has ended or after ``wait`` seconds; raises `Problem` 404, 503."""
+        deadline = asyncio.get_running_loop().time() + wait
+        shard = cross_transfer_shard(identity)
+        readers = await self._readers_with(
+            {"sink": CROSS_TRANSFERS_SINK, "topic": self._cross_events_topic, "shard": shard}, min_sequence, wait
+        )
+        while True:
+            rows = await self._postgres(_CROSS_TRANSFER, {"shard": shard, "id": identity}, readers)
+            if (rows and rows[0]["phase"] in ENDED) or asyncio.get_running_loop().time() >= deadline:
+                return _cross_transfer(self._one("cross transfer", identity, rows))
+            await asyncio.sleep(POLL_SECONDS)
+
     async def search(
-        self, ledger: int, filters: Mapping[str, int | None], since: int, until: int, limit: int
+        self,
+        ledger: int,
+        filters: Mapping[str, int | None],
+        since: int,
+        until: int,
+        limit: int,
+        min_sequence: int = 0,
+        wait: float = 0.0,
     ) -> dict[str, Any]:
         """One page of a ledger's transfers with the given code and user data (None: any), newest first, from ``since``
         to ``until`` (nanoseconds, inclusive), with the ``until`` of the next page or null."""
         place = {"shard": ledger_shard(ledger), "ledger": ledger, "since": since, "until": until}
         parameters = {**place, **filters, "limit": limit + 1}
-        rows = await self._postgres(SEARCH, parameters)
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        rows = await self._postgres(SEARCH, parameters, readers)
         following = int(rows[limit - 1]["timestamp"]) - 1 if len(rows) > limit else None
         return {
             "transfers": [self._transfer(row) for row in rows[:limit]],
@@ -255,18 +284,25 @@ class Queries:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def entries(
-        self, account_id: int, ledger: int | None, since: int, until: int
+        self,
+        account_id: int,
+        ledger: int | None,
+        since: int,
+        until: int,
+        min_sequence: int = 0,
+        wait: float = 0.0,
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """An account's entries in a time span, oldest first, with running balances, in pieces; raises `Problem` 404,
         409 or 503 before the first one. A piece may take the time-out of a query; all of them have none."""
-        found = self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger))
+        readers = await self._readers_at(ledger, min_sequence, wait)
+        found = self._one("account", account_id, await self._find(_ACCOUNTS, account_id, ledger, readers=readers))
         parameters = {
             "id": account_id, "shards": [int(found["shard"])], "ledger": int(found["ledger"]),
             "since": since, "at": until,
         }  # fmt: skip
         async with (
-            self._guard(self._readers[0]),
-            self._pools[self._readers[0]].connection() as connection,
+            self._guard(readers[0]),
+            self._pools[readers[0]].connection() as connection,
             connection.transaction(),
             connection.cursor(name="statement") as cursor,
         ):
@@ -301,23 +337,28 @@ class Queries:
 
     async def _readers_at(self, ledger: int | None, min_sequence: int, wait: float) -> tuple[str, ...]:
         """The stores that may be asked: those that have reached the sequence, after at most ``wait`` seconds."""
-        if not min_sequence or ledger is None:
+        if ledger is None:
             return self._readers
-        shard = ledger_shard(ledger)
+        place = {"sink": POSTGRES_SINK, "topic": self._events_topic, "shard": ledger_shard(ledger)}
+        return await self._readers_with(place, min_sequence, wait)
+
+    async def _readers_with(self, place: Mapping[str, Any], min_sequence: int, wait: float) -> tuple[str, ...]:
+        """As `_readers_at`, for the position of any sink."""
+        if not min_sequence:
+            return self._readers
         deadline = asyncio.get_running_loop().time() + wait
-        parameters = {"sink": POSTGRES_SINK, "topic": self._events_topic, "shard": shard}
         while True:
             reached = 0
             for store in self._readers:
                 # the position comes with the rows, in the primary as in its replica
                 with suppress(Problem) if store != POSTGRES else nullcontext():
-                    reached = int((await self._postgres(_SEQUENCE, parameters, (store,)))[0]["sequence"])
+                    reached = int((await self._postgres(_SEQUENCE, place, (store,)))[0]["sequence"])
                     if reached >= min_sequence:
                         return (store,)
             if asyncio.get_running_loop().time() >= deadline:
                 raise Problem(
                     "not-yet-visible",
-                    f"Shard {shard} is at sequence {reached}, asked for {min_sequence}.",
+                    f"Shard {place['shard']} is at sequence {reached}, asked for {min_sequence}.",
                     retry_after=1,
                     sequence=reached,
                 )
@@ -460,6 +501,19 @@ class Queries:
             ),
             "flags": flag_names(int(row["flags"]), self._transfer_flags),
         }  # fmt: skip
+
+
+def _cross_transfer(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **_integers(row, "id"),
+        "phase": row["phase"],
+        "reason": row["reason"],
+        **_integers(
+            row, "debit_account_id", "debit_ledger", "credit_account_id", "credit_ledger", "debit_clearing_account_id",
+            "credit_clearing_account_id", "amount", "credit_amount", "code", "user_data_128", "requested_at",
+            "changed_at", "shard", "sequence",
+        ),
+    }  # fmt: skip
 
 
 def _pool(conninfo: str, timeout: float) -> AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]]:

@@ -2,7 +2,8 @@
 
 Client, API (two workers, tokens, limits, idempotency keys), Kafka and the ledger's kernel run as in production, but for
 Flink: the kernel stands between the topics in a process of its own, so that what is measured is the client's way and
-not the job's checkpoints. Every result is checked, and so are the sums of the kernel.
+not the job's checkpoints. Every result is checked, and so are the sums of the kernel. As all of them share the machine,
+the CPU time that each takes for a transfer is told too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
+
+import psutil
 
 from api.client import Account, AsyncLedgerClient, Result, Transfer
 from api.clients import ClientStore
@@ -46,8 +50,9 @@ def measure(settings: Settings) -> list[Measurement]:
         assert kernel.stdin is not None
         try:
             kernel.stdout.readline()  # it has compiled and reads
+            parts = {"api": _api_processes(), "kernel": [psutil.Process(kernel.pid)]}
             client = ClientStore(environment.secrets_dir / "clients.json").add("bench", ["ledger:read", "ledger:write"])
-            found = asyncio.run(_load(environment.api_url, client[0].client_id, client[1]))
+            found = asyncio.run(_load(environment.api_url, client[0].client_id, client[1], parts))
             kernel.stdin.close()
             sums = json.loads(kernel.stdout.readline())
         finally:
@@ -61,24 +66,42 @@ def measure(settings: Settings) -> list[Measurement]:
             "Python client, batched, a result each", rate, "transfers/s", baseline=single,
             baseline_name="one call after another", ratio=rate / single, goal=">= 100,000/s", met=rate >= 100_000,
             check=f"{found['transfers']:,} created, all in the ledger; debits = credits = {sums['posted']}",
-            detail={"batch": BATCH, "ledgers": len(LEDGERS)},
+            detail={"batch": BATCH, "ledgers": len(LEDGERS), "cpu_us_per_transfer": found["cpu"]},
         )
     ]  # fmt: skip
 
 
-async def _load(url: str, client_id: str, secret: str) -> dict[str, Any]:
+def _api_processes() -> list[psutil.Process]:
+    """The API that this process has started, with its workers."""
+    [parent] = [child for child in psutil.Process().children() if child.cmdline()[-1:] == ["api"]]
+    return [parent, *parent.children(recursive=True)]
+
+
+def _cpu_seconds(parts: Mapping[str, Sequence[psutil.Process]]) -> dict[str, float]:
+    seconds = {name: sum(sum(process.cpu_times()[:2]) for process in found) for name, found in parts.items()}
+    return {"client": time.process_time(), **seconds}
+
+
+async def _load(url: str, client_id: str, secret: str, parts: Mapping[str, Sequence[psutil.Process]]) -> dict[str, Any]:
     async with AsyncLedgerClient(url, client_id, secret, in_flight=len(LEDGERS)) as client:
         for ledger in LEDGERS:
             _check(await client.create_accounts([Account(n, ledger, 1) for n in range(1, ACCOUNTS + 1)]))
         warm = await asyncio.gather(*(client.create_transfers(_batch(ledger, -1)) for ledger in LEDGERS))
+        before = _cpu_seconds(parts)
         began = time.perf_counter()
         done = await asyncio.gather(*(_one_ledger(client, ledger) for ledger in LEDGERS))
         batched = sum(done) / (time.perf_counter() - began)
+        cpu = {name: round((now - before[name]) / sum(done) * 1e6, 1) for name, now in _cpu_seconds(parts).items()}
         began = time.perf_counter()
         for number in range(SINGLE_CALLS):
             _check(await client.create_transfers([_transfer(LEDGERS[0], BATCHES_PER_LEDGER, number)]))
         single = SINGLE_CALLS / (time.perf_counter() - began)
-    return {"batched": batched, "single": single, "transfers": sum(done) + SINGLE_CALLS + sum(map(len, warm))}
+    return {
+        "batched": batched,
+        "cpu": cpu,
+        "single": single,
+        "transfers": sum(done) + SINGLE_CALLS + sum(map(len, warm)),
+    }
 
 
 async def _one_ledger(client: AsyncLedgerClient, ledger: int) -> int:

@@ -9,10 +9,7 @@ credits and amounts must be equal and no transfer lost.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import re
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -22,10 +19,10 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from bench.pgbench import CLIENTS, SCALE, tpc_b
 from bench.report import Measurement
 from infra.migrations import migrate_postgres
 from infra.settings import Settings
-from infra.stack.postgres import binaries
 from infra.stores import postgres_conninfo
 from jobs.sinks.account_locking import Locking, SharedAccountsWriter, Transfer
 from pipelines.errors import StreambankError
@@ -36,7 +33,6 @@ WRITERS: Final = 8
 BATCH: Final = 100
 SECONDS: Final = 4.0
 LOADS: Final = {"10 hot accounts": 10, "200,000 accounts": 200_000}
-PGBENCH_SCALE: Final = 10
 _LEDGER: Final = 4
 
 
@@ -181,26 +177,7 @@ async def _one_by_one(environment: Settings, accounts: int) -> float:
 
 
 def _pgbench(environment: Settings) -> Measurement:
-    program = str(binaries() / "pgbench")
-    place = [
-        f"--host={environment.host}", f"--port={environment.postgres_port}", f"--username={environment.postgres_user}",
-        environment.postgres_database,
-    ]  # fmt: skip
-    runs = (
-        [program, "--initialize", "--quiet", f"--scale={PGBENCH_SCALE}", *place],
-        [program, f"--client={WRITERS}", "--jobs=1", f"--time={SECONDS:.0f}", "--protocol=prepared", *place],
-    )
-    output = ""
-    for run in runs:
-        done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
-        if done.returncode:
-            raise BenchError(f"pgbench: {done.stderr[-500:]}")
-        output = done.stdout
-    rate = re.search(r"tps = ([0-9.]+)", output)
-    failed = re.search(r"number of failed transactions: (\d+)", output)
-    if rate is None or failed is None or int(failed[1]):
-        raise BenchError(f"pgbench said: {output[-500:]}")
     return Measurement(
-        "pgbench TPC-B, for comparison", round(float(rate[1])), "transactions/s",
-        check=f"no transaction of {WRITERS} clients failed", detail={"scale": PGBENCH_SCALE},
+        "pgbench TPC-B, for comparison", round(tpc_b(environment, SECONDS)), "transactions/s",
+        check=f"no transaction of {CLIENTS} clients failed", detail={"scale": SCALE},
     )  # fmt: skip

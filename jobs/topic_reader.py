@@ -64,6 +64,7 @@ class TopicReader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": False,
                 "fetch.wait.max.ms": 50,
+                "log_level": 0,  # what goes wrong is raised
                 "queued.max.messages.kbytes": 16_384,
             }
         )

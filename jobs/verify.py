@@ -6,7 +6,7 @@
 - Postgres: every account with its balances, every transfer and expiry, the sums per ledger, the sink's position;
 - Cassandra: every statement row, with the balances after it, and the sink's position;
 - the invariants of the ledger itself: per ledger the debits equal the credits and the sum of the transfers, and no
-  account is beyond its limit.
+  event left an account beyond its limit.
 
 It only reads, and expects that nothing is on its way: `wait_drained` waits for that. Stores are compared row by row
 through 64-bit hashes, so memory stays at some 16 bytes per row.
@@ -45,6 +45,7 @@ from pipelines.errors import FrameError
 from pipelines.frames import Frame
 from pipelines.kernel import InvariantBroken
 from pipelines.ledger.kernel import LedgerKernel
+from pipelines.ledger.records import AccountFlags
 from pipelines.shard import Shard
 from pipelines.wire import unwrap
 
@@ -54,6 +55,7 @@ SINKS: Final = ("postgres", "cassandra")
 LEDGER: Final = PIPELINES["ledger"]
 SERVER_CURSOR_ROWS: Final = 20_000
 PAGE_ROWS: Final = 5_000
+FRAMES_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,7 @@ class _Expected:
     expiries: list[NDArray[np.int64]] = field(default_factory=list)
     statements: list[NDArray[np.int64]] = field(default_factory=list)
     sums: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    beyond_limit: int = 0
     sequences: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     outputs: dict[str, _OutputComparison] = field(
@@ -277,6 +280,7 @@ def verify(
         {ledger: (sums[0] - sums[2], sums[1] - sums[3]) for ledger, sums in expected.sums.items()},
         "posted " + ", ".join(f"{sums[1]:,} in ledger {ledger}" for ledger, sums in sorted(expected.sums.items())),
     )
+    found.check("ledger: events that left an account beyond its limit", 0, expected.beyond_limit)
     if "postgres" in sinks:
         report("comparing Postgres")
         _verify_postgres(config, expected, figures, found)
@@ -299,6 +303,7 @@ def _verify_shard(
     kernel = cast(LedgerKernel, shard.kernel)
     hashes: dict[str, list[bytes]] = {LEDGER_RESULTS.name: [], LEDGER_EVENTS.name: []}
     applied: list[Frame] = []
+    last_sequence = 0
     set_aside: set[int] = set()
     for record in reader.read(LEDGER_COMMANDS, number):
         figures["command frames"] += 1
@@ -312,9 +317,13 @@ def _verify_shard(
             frame = codec_of(output.topic).decode(unwrap(output.value)[1])
             if output.topic == LEDGER_EVENTS.name:
                 applied.append(frame)
+                last_sequence = frame.sequence
             else:
                 figures["commands"] += len(frame.events)
                 _count_results(frame, figures)
+        if len(applied) >= FRAMES_AT_ONCE:
+            _expect_events(number, applied, expected)
+            applied.clear()
     figures["frames set aside"] += len(set_aside)
 
     for topic in (LEDGER_RESULTS, LEDGER_EVENTS):
@@ -335,7 +344,9 @@ def _verify_shard(
         kernel.audit()
     except InvariantBroken as error:
         found.check(f"ledger shard {number}: audit", "no alarm", str(error))
-    _expect_rows(number, kernel, applied, expected)
+    _expect_accounts(number, kernel, expected)
+    _expect_events(number, applied, expected)
+    expected.sequences.append(last_sequence)
 
 
 def _count_results(frame: Frame, figures: Counter[str]) -> None:
@@ -421,7 +432,7 @@ STATEMENT_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _expect_rows(shard: int, kernel: LedgerKernel, applied: Sequence[Frame], expected: _Expected) -> None:
+def _expect_accounts(shard: int, kernel: LedgerKernel, expected: _Expected) -> None:
     accounts = kernel.accounts
     columns = [_values(accounts, name) for name in ACCOUNT_COLUMNS]
     for account, *values in zip(_values(accounts, "id"), *columns, strict=True):
@@ -429,10 +440,14 @@ def _expect_rows(shard: int, kernel: LedgerKernel, applied: Sequence[Frame], exp
         ledger = values[0]
         before = expected.sums.get(ledger, (0, 0, 0, 0))
         expected.sums[ledger] = tuple(a + b for a, b in zip(before, values[6:10], strict=True))
-    expected.sequences.append(applied[-1].sequence if applied else 0)
 
+
+def _expect_events(shard: int, applied: Sequence[Frame], expected: _Expected) -> None:
+    """The rows of some frames; of a whole shard they would be too many at once."""
+    if not applied:
+        return
     codec = codec_of(LEDGER_EVENTS.name)
-    rows = np.concatenate([frame.events.rows for frame in applied]) if applied else codec.new_rows(0)
+    rows = np.concatenate([frame.events.rows for frame in applied])
     sequences = np.repeat([frame.sequence for frame in applied], [len(frame.events) for frame in applied]).astype(
         np.int64
     )
@@ -443,12 +458,28 @@ def _expect_rows(shard: int, kernel: LedgerKernel, applied: Sequence[Frame], exp
         mine = np.flatnonzero(rows[:, 0] == event_type.kind)
         events = rows[mine].view(event_type.dtype)[:, 0]
         sequence = sequences[mine].tolist()
+        expected.beyond_limit += sum(_beyond_limit(events, side) for side in ("debit", "credit"))
         names = TRANSFER_COLUMNS if entry == "transfer" else EXPIRY_COLUMNS
         kept.append(_hash_rows([[shard] * len(mine), *(_values(events, name) for name in names[:-1]), sequence]))
         for side, other in (("debit", "credit"), ("credit", "debit")):
             expected.statements.append(
                 _hash_rows([[shard] * len(mine), *_statement(events, event_type, entry, side, other), sequence])
             )
+
+
+def _beyond_limit(events: NDArray[np.void], side: str) -> int:
+    """How many events left the account of a side beyond its limit; balances and flags are those right after each."""
+    flags = events[f"{side}_account_flags"]
+    beyond = 0
+    for flag, own, other in (
+        (AccountFlags.debits_must_not_exceed_credits, "debits", "credits"),
+        (AccountFlags.credits_must_not_exceed_debits, "credits", "debits"),
+    ):
+        limited = events[(flags & flag) != 0]
+        names = (f"{own}_pending", f"{own}_posted", f"{other}_posted")
+        pending, posted, bound = (_values(limited, f"{side}_account_{name}") for name in names)
+        beyond += sum(a + b > c for a, b, c in zip(pending, posted, bound, strict=True))
+    return beyond
 
 
 def _statement(

@@ -132,18 +132,20 @@ class LookupTransfersResponse(_message.Message):
     def __init__(self, transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ...) -> None: ...
 
 class GetStatementRequest(_message.Message):
-    __slots__ = ("account_id", "ledger", "since", "until", "limit")
+    __slots__ = ("account_id", "ledger", "since", "until", "limit", "min_sequence")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     account_id: Uint128
     ledger: int
     since: int
     until: int
     limit: int
-    def __init__(self, account_id: _Optional[_Union[Uint128, _Mapping]] = ..., ledger: _Optional[int] = ..., since: _Optional[int] = ..., until: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    min_sequence: int
+    def __init__(self, account_id: _Optional[_Union[Uint128, _Mapping]] = ..., ledger: _Optional[int] = ..., since: _Optional[int] = ..., until: _Optional[int] = ..., limit: _Optional[int] = ..., min_sequence: _Optional[int] = ...) -> None: ...
 
 class StatementEntry(_message.Message):
     __slots__ = ("timestamp", "entry", "transfer_id", "direction", "counterparty_account_id", "amount", "code", "flags", "pending_id", "debits_pending", "debits_posted", "credits_pending", "credits_posted")
@@ -209,3 +211,49 @@ class Refused(_message.Message):
     id: Uint128
     result: str
     def __init__(self, index: _Optional[int] = ..., id: _Optional[_Union[Uint128, _Mapping]] = ..., result: _Optional[str] = ...) -> None: ...
+
+class GetCrossTransferRequest(_message.Message):
+    __slots__ = ("id", "min_sequence", "wait_seconds")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    id: Uint128
+    min_sequence: int
+    wait_seconds: int
+    def __init__(self, id: _Optional[_Union[Uint128, _Mapping]] = ..., min_sequence: _Optional[int] = ..., wait_seconds: _Optional[int] = ...) -> None: ...
+
+class CrossTransfer(_message.Message):
+    __slots__ = ("id", "phase", "reason", "debit_account_id", "debit_ledger", "credit_account_id", "credit_ledger", "debit_clearing_account_id", "credit_clearing_account_id", "amount", "credit_amount", "code", "user_data_128", "requested_at", "changed_at", "sequence")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DEBIT_ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    DEBIT_LEDGER_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_LEDGER_FIELD_NUMBER: _ClassVar[int]
+    DEBIT_CLEARING_ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_CLEARING_ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    USER_DATA_128_FIELD_NUMBER: _ClassVar[int]
+    REQUESTED_AT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    id: Uint128
+    phase: str
+    reason: str
+    debit_account_id: Uint128
+    debit_ledger: int
+    credit_account_id: Uint128
+    credit_ledger: int
+    debit_clearing_account_id: Uint128
+    credit_clearing_account_id: Uint128
+    amount: Uint128
+    credit_amount: Uint128
+    code: int
+    user_data_128: Uint128
+    requested_at: int
+    changed_at: int
+    sequence: int
+    def __init__(self, id: _Optional[_Union[Uint128, _Mapping]] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., debit_account_id: _Optional[_Union[Uint128, _Mapping]] = ..., debit_ledger: _Optional[int] = ..., credit_account_id: _Optional[_Union[Uint128, _Mapping]] = ..., credit_ledger: _Optional[int] = ..., debit_clearing_account_id: _Optional[_Union[Uint128, _Mapping]] = ..., credit_clearing_account_id: _Optional[_Union[Uint128, _Mapping]] = ..., amount: _Optional[_Union[Uint128, _Mapping]] = ..., credit_amount: _Optional[_Union[Uint128, _Mapping]] = ..., code: _Optional[int] = ..., user_data_128: _Optional[_Union[Uint128, _Mapping]] = ..., requested_at: _Optional[int] = ..., changed_at: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...

@@ -64,6 +64,11 @@ class LedgerServiceStub(object):
                 request_serializer=api_dot_proto_dot_ledger__pb2.GetStatementRequest.SerializeToString,
                 response_deserializer=api_dot_proto_dot_ledger__pb2.GetStatementResponse.FromString,
                 _registered_method=True)
+        self.GetCrossTransfer = channel.unary_unary(
+                '/ledger.v1.LedgerService/GetCrossTransfer',
+                request_serializer=api_dot_proto_dot_ledger__pb2.GetCrossTransferRequest.SerializeToString,
+                response_deserializer=api_dot_proto_dot_ledger__pb2.CrossTransfer.FromString,
+                _registered_method=True)
         self.ImportTransfers = channel.stream_unary(
                 '/ledger.v1.LedgerService/ImportTransfers',
                 request_serializer=api_dot_proto_dot_ledger__pb2.CreateTransfersRequest.SerializeToString,
@@ -114,6 +119,14 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCrossTransfer(self, request, context):
+        """How far a transfer across ledgers has come: as soon as it has ended, at the latest after `wait_seconds` or at the
+        deadline. NOT_FOUND also while it is not visible yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ImportTransfers(self, request_iterator, context):
         """Bulk, client streaming: messages are applied one after another; the answer counts the results and lists the first 1,000
         that were neither created nor there already. A broken stream may be sent again from its beginning.
@@ -156,6 +169,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.GetStatement,
                     request_deserializer=api_dot_proto_dot_ledger__pb2.GetStatementRequest.FromString,
                     response_serializer=api_dot_proto_dot_ledger__pb2.GetStatementResponse.SerializeToString,
+            ),
+            'GetCrossTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCrossTransfer,
+                    request_deserializer=api_dot_proto_dot_ledger__pb2.GetCrossTransferRequest.FromString,
+                    response_serializer=api_dot_proto_dot_ledger__pb2.CrossTransfer.SerializeToString,
             ),
             'ImportTransfers': grpc.stream_unary_rpc_method_handler(
                     servicer.ImportTransfers,
@@ -303,6 +321,33 @@ class LedgerService(object):
             '/ledger.v1.LedgerService/GetStatement',
             api_dot_proto_dot_ledger__pb2.GetStatementRequest.SerializeToString,
             api_dot_proto_dot_ledger__pb2.GetStatementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCrossTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ledger.v1.LedgerService/GetCrossTransfer',
+            api_dot_proto_dot_ledger__pb2.GetCrossTransferRequest.SerializeToString,
+            api_dot_proto_dot_ledger__pb2.CrossTransfer.FromString,
             options,
             channel_credentials,
             insecure,

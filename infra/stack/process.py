@@ -58,6 +58,7 @@ class ServerProcess:
         self.name = name
         self.pid_file = directory / f"{name}.pid"
         self.log_file = directory / f"{name}.log"
+        self._child: subprocess.Popen[bytes] | None = None
 
     # --- what is there
 
@@ -82,6 +83,12 @@ class ServerProcess:
     def was_started(self) -> bool:
         """A pid file is there: it was started and not stopped since, so when it is not running it has died."""
         return self.pid_file.exists()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that this object started last, once it has ended: negative for a signal. None before, and for
+        one that another program started."""
+        return None if self._child is None else self._child.poll()
 
     def memory_bytes(self) -> int:
         """Proportional memory of the process and all its children (pages shared among them counted once); 0 when it
@@ -166,6 +173,7 @@ class ServerProcess:
                 group=command.user_id if other_user else None,
                 extra_groups=[] if other_user else None,
             )
+        self._child = child
         # Reaps it whenever it ends, as long as this process lives.
         threading.Thread(target=child.wait, name=f"reap-{self.name}", daemon=True).start()
         try:

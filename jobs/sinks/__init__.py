@@ -55,6 +55,7 @@ SINKS: Final[dict[str, str]] = {
     "saga-legs": "jobs.sinks.ledger_saga:SagaLegs",
     "saga-answers": "jobs.sinks.ledger_saga:SagaAnswers",
     "rescores-to-payments": "jobs.sinks.payments_relays:RescoresToPayments",
+    "postgres-cross-transfers": "jobs.sinks.cross_transfers:PostgresCrossTransfersSink",
 }
 """What `streambank sink NAME` runs: the sink's name and where its class is. Those that take more than settings have a
 command of their own."""

@@ -30,13 +30,19 @@ from api.proto import ledger_pb2 as pb
 from api.proto.ledger_pb2_grpc import LedgerServiceStub
 from infra import topics
 from infra.migrations import migrate_postgres
-from infra.registry import register
-from infra.settings import PROJECT_ROOT
-from pipelines.catalogue import LEDGER_SHARDS, TOPICS
+from infra.registry import register, schema_ids
+from infra.settings import PROJECT_ROOT, Settings
+from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_SHARDS, TOPICS
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from pipelines.frames import Frame
+from pipelines.ledger_saga.legs import Step, cross_transfer_shard, leg_id
+from pipelines.wire import wrap
 from tests.support.api_server import ApiServer, running_api, running_ledger, running_system, write
 from tests.support.ledger_model import BALANCES
-from tests.support.sinks import running
+from tests.support.sinks import running, send
 from tests.support.stack import PrivateStack, free_ports, variables
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -60,6 +66,7 @@ def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         running_ledger(environment, produced_at=NOW),
         running_system(environment, "ledger_saga"),
         running(environment, "postgres", directory / "sink.log"),
+        running(environment, "postgres-cross-transfers", directory / "cross-transfers.log"),
         running_api(environment, directory / "api", workers=1, grpc_port=GRPC_PORT) as server,
     ):
         yield server
@@ -181,6 +188,11 @@ def test_search_in_pages(session: httpx.Client, history: list[dict[str, Any]]) -
     ]  # fmt: skip
     for bad in ({"code": 7}, {"ledger": 978}, {"ledger": 978, "code": 7, "since": "yesterday"}):
         assert session.get("/v1/transfers", params=bad).status_code == 400
+    for path in ("/v1/transfers", "/v1/accounts/1/statement.csv"):
+        of = {"code": 7} if path == "/v1/transfers" else {}
+        late = session.get(path, params={"ledger": 978, "min_sequence": 10**9, **of})
+        assert (late.status_code, late.json()["type"]) == (503, "/problems/not-yet-visible")
+        assert session.get(path, params={"ledger": 978, "min_sequence": 1, **of}).status_code == 200
 
 
 def test_balance_at_each_moment(session: httpx.Client, history: list[dict[str, Any]]) -> None:
@@ -261,6 +273,57 @@ def test_cross_transfers_are_taken_once(session: httpx.Client) -> None:
     ]  # fmt: skip
     forged = {"type": "LegAnswered", "id": 1, "result": "created"}
     assert write(session, "/v1/cross-transfers", forged).status_code == 422
+
+
+def test_how_a_cross_transfer_ended(api: ApiServer, session: httpx.Client) -> None:
+    identity = 2**127 + 6
+    asked = {
+        "id": str(identity), "debit_account_id": 1, "debit_ledger": 978, "credit_account_id": 1, "credit_ledger": 840,
+        "debit_clearing_account_id": 2, "credit_clearing_account_id": 2, "amount": 100, "credit_amount": 108, "code": 7,
+    }  # fmt: skip
+    answer = write(session, "/v1/cross-transfers", asked, prefer="wait=30")
+    path = answer.headers["Location"]
+    assert path == f"/v1/cross-transfers/{identity}"
+    sequence = answer.json()["results"][0]["sequence"]
+    known = {"min_sequence": sequence}
+    wait_until(lambda: session.get(path, params=known).status_code == 200, 60, "the sink has stored it")
+    found = session.get(path, params=known, headers={"Prefer": "wait=1"})  # it does not end within that
+    told = {name: str(value) for name, value in found.json().items()}
+    assert told | {name: str(value) for name, value in asked.items()} == told
+    assert (told["phase"], told["reason"], told["sequence"]) == ("reserving", "none", str(sequence))
+
+    refuse_legs(api.environment, identity)
+    ended = session.get(path, headers={"Prefer": "wait=20"}).json()
+    assert (ended["phase"], ended["reason"]) == ("failed", "exceeds_credits")
+    assert ended["requested_at"] == found.json()["requested_at"] <= ended["changed_at"]
+
+    assert session.get("/v1/cross-transfers/12345").status_code == 404
+    assert session.get("/v1/cross-transfers/x").status_code == 400
+    late = session.get(path, params={"min_sequence": 10**6})
+    assert (late.status_code, late.json()["type"]) == (503, "/problems/not-yet-visible")
+
+    bearer = [("authorization", f"Bearer {api.token('ledger:read')}")]
+    with grpc.insecure_channel(f"{api.environment.host}:{GRPC_PORT}") as channel:
+        stub = LedgerServiceStub(channel)
+        request = pb.GetCrossTransferRequest(id=wide(identity), wait_seconds=30)
+        same = stub.GetCrossTransfer(request, metadata=bearer, timeout=40)
+        assert (same.phase, same.reason, same.credit_amount.low, same.code) == ("failed", "exceeds_credits", 108, 7)
+        with pytest.raises(grpc.RpcError) as unknown:
+            stub.GetCrossTransfer(pb.GetCrossTransferRequest(id=wide(9)), metadata=bearer, timeout=20)
+        assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def refuse_legs(environment: Settings, identity: int) -> None:
+    """What the relay `saga-answers` says when the ledger has refused both reservations."""
+    codec = codec_of(LEDGER_CROSS_COMMANDS.name)
+    answers = [
+        {"type": "LegAnswered", "id": leg_id(identity, step, 0), "result": result}
+        for step, result in ((Step.reserve_debit, "exceeds_credits"), (Step.reserve_credit, "credit_account_not_found"))
+    ]
+    shard = cross_transfer_shard(identity)
+    frame = Frame(LEDGER_CROSS_COMMANDS.name, shard, 0, NOW, None, parse_events(codec, answers))
+    schema_id = schema_ids(environment)[LEDGER_CROSS_COMMANDS.name]
+    send(environment, [(shard, wrap(schema_id, codec.encode(frame)))], LEDGER_CROSS_COMMANDS.name)
 
 
 class LosesAnswers(httpx.AsyncBaseTransport):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jobs.sinks.cross_transfers import newest_states
+from pipelines.catalogue import LEDGER_CROSS_EVENTS, LEDGER_SHARDS
+from pipelines.codec import codec_of
 from pipelines.ledger_saga.legs import Step, cross_transfer_shard, leg_id, leg_shards
+from pipelines.wire import unwrap
 from tests.support.saga_world import CLEARING, EUR, EURO_TOO, FUNDING, PAYEE, PAYER, USD, SagaWorld
 
 NOTHING = {"debits_pending": 0, "debits_posted": 0, "credits_pending": 0, "credits_posted": 0}
@@ -214,3 +218,27 @@ def test_ids_of_legs_are_found_among_others() -> None:
     assert {identity >> 96 for identity in ids} == {7 << 90 >> 96}
     low = np.array([identity & (2**64 - 1) for identity in [*ids, 1, 2**64 - 1, 0]], np.uint64)
     assert leg_shards(low).tolist() == [cross_transfer_shard(7 << 90)] * len(ids) + [-1, -1, -1]
+
+
+def test_the_projection_has_every_saga_as_it_ended_however_frames_are_cut(world: SagaWorld) -> None:
+    world.cross(8)
+    world.cross(12, amount=1_001)
+    world.cross(13, timeout=5)
+    world.settle()
+    asked_at = world.now
+    world.cross(16)
+    frames = [
+        (shard, sequence, codec_of(LEDGER_CROSS_EVENTS.name).decode(unwrap(value)[1]).events)
+        for shard in range(LEDGER_SHARDS)
+        for sequence, value in enumerate(world.logs.get((LEDGER_CROSS_EVENTS.name, shard), []), start=1)
+    ]
+    states = {int(state["id"]): state for state in newest_states(frames)}
+    assert {identity: (state["phase"], state["reason"]) for identity, state in states.items()} == {
+        identity: world.phases(identity)[-1] for identity in (8, 12, 13, 16)
+    }
+    assert states[8]["requested_at"] < states[8]["changed_at"] < asked_at
+    assert states[16]["requested_at"] == states[16]["changed_at"] > asked_at
+    [lone] = newest_states([frame for frame in frames if frame[0] == 1][-1:])
+    assert {name: lone[name] for name in lone if name != "requested_at"} == {
+        name: value for name, value in states[13].items() if name != "requested_at"
+    }

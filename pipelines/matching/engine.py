@@ -33,6 +33,7 @@ from pipelines.matching.book import (
     order_report,
     shown_quantity,
     take_off,
+    tell_order,
     touch,
     unlink,
 )
@@ -618,6 +619,8 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
             mark_extra(state, slot)
         order.leaves = quantity
         mark_order(state, slot)
+        if left != shown:
+            tell_order(state, slot, np.int64(level.side), left)
     else:
         unlink(state, slot)
         order.price = price
@@ -686,6 +689,8 @@ def _prevent_self_trade(state: Any, given: Any, slot: Any, maker: Any, leaves: A
         if resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
             state.extras[maker].shown = left
             mark_extra(state, maker)
+        if left != shown:
+            tell_order(state, maker, np.int64(level.side), left)
         if resting.flags & CHECKED:
             release(state, maker, common, False)
         mark_order(state, maker)
@@ -955,6 +960,7 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
             low = min(low, price)
             high = max(high, price)
             if resting.leaves == 0:
+                tell_order(state, maker, opposite, np.int64(0))
                 following = np.int64(resting.next)
                 level.head = following
                 level.orders -= 1
@@ -974,9 +980,11 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
                 extra.shown = min(extra.display_quantity, resting.leaves)
                 mark_extra(state, maker)
                 link(state, maker, opposite, price)
-            elif resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
-                state.extras[maker].shown = shown - quantity
-                mark_extra(state, maker)
+            else:
+                tell_order(state, maker, opposite, shown - quantity)
+                if resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
+                    state.extras[maker].shown = shown - quantity
+                    mark_extra(state, maker)
     if leaves > 0 and ends == NONE and must_not_rest:
         ends = np.int64(IMMEDIATE_OR_CANCEL)
     if leaves > 0 and ends == NONE:
@@ -1132,6 +1140,8 @@ def rebuild(state: Any, slots: Any) -> None:
     for number in range(1, state.work[LEVELS] + 1):
         state.levels[number].published = 1
     for symbol in range(state.meta[arrays.SYMBOLS]):
+        state.sides[symbol * SIDES + BIDS].feed = state.symbols[symbol].order_feed
+        state.sides[symbol * SIDES + ASKS].feed = state.symbols[symbol].order_feed
         state.best[symbol, 0], state.best[symbol, 1], state.best[symbol, 2], state.best[symbol, 3] = _tops(
             state, symbol
         )

@@ -183,7 +183,7 @@ def _running_api(environment: Settings) -> Iterator[tuple[str, str]]:
             update={
                 "data_dir": Path(scratch),
                 "api_port": http_port,
-                "producer_keys_file": environment.producer_keys_path,
+                "producer_keys_file": str(environment.producer_keys_path),
             }
         )
         variables = {

@@ -70,8 +70,8 @@ class Settings(BaseSettings):
         "secrets directory.",
     )
 
-    producer_keys_file: Path | None = Field(
-        None, description="Keys of producers that sign their frames; default: producer-keys.json of the secrets."
+    producer_keys_file: str = Field(
+        "", description="Keys of producers that sign their records; empty: producer-keys.json of the secrets directory."
     )
 
     api_tls: Literal["off", "on", "mutual"] = Field(
@@ -119,7 +119,8 @@ class Settings(BaseSettings):
 
     @property
     def producer_keys_path(self) -> Path:
-        return self.producer_keys_file or self.secrets_dir / "producer-keys.json"
+        """The keys with which producers sign and jobs check."""
+        return Path(self.producer_keys_file) if self.producer_keys_file else self.secrets_dir / "producer-keys.json"
 
     @property
     def tls_dir(self) -> Path:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-
 Accounts = Annotated[list[str], typer.Argument(help="Trading accounts; '*' for every account.")]
 
 

@@ -1,5 +1,5 @@
-"""Trades settle once: relay and matching job are killed, reports repeat, and the ledger has each trade's legs, all or
-none."""
+"""Trades settle once: relay and matching job are killed, reports repeat, orders are forged, and the ledger has each
+trade's legs, all or none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 
+from infra.flink_rest import FlinkRest
+from infra.producer_keys import FrameSigner
+from infra.registry import writer_schema
 from infra.settings import PROJECT_ROOT, Settings
 from infra.stack.flink import Flink
+from jobs.dead_letters import decode_letters
 from jobs.inprocess import InProcess
 from jobs.sinks.base import SinkAlarm
 from jobs.sinks.settlement import account_id, read_plan
-from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, MATCHING_COMMANDS, MATCHING_REPORTS, PIPELINES
+from pipelines.catalogue import (
+    LEDGER_COMMANDS,
+    LEDGER_RESULTS,
+    MATCHING_COMMANDS,
+    MATCHING_DEAD_LETTERS,
+    MATCHING_REPORTS,
+    PIPELINES,
+)
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
@@ -135,18 +147,65 @@ def test_a_matching_job_that_dies_between_trade_and_settlement_settles_once(
     job = start(environment, MATCHING_JOB, options={**FAST, "execution.checkpointing.interval": "1 h"})
     try:
         produce(environment, MATCHING_COMMANDS.name, commands[:half])
+        forge(environment, commands[0])
         wait_until(lambda: count(environment, MATCHING_REPORTS.name, 4) >= half, 180, "the first half is traded")
+        wait_until(lambda: len(set_aside(environment)) == 4, 60, "forged frames are set aside")
+        with FlinkRest(environment) as rest:
+            wait_until(
+                lambda: sum(shard["refused_signatures"] for shard in rest.counters(job).values()) == 4,
+                120,
+                "forged frames are counted",
+            )
         assert not everything(environment, LEDGER_COMMANDS)
         flink.kill_task_manager()
         with running(environment, "settlement", tmp_path / "relay.log") as relay:
             flink.start_task_manager()
             produce(environment, MATCHING_COMMANDS.name, commands[half:])
+            # byte for byte what one process makes of the good frames
             assert caught_up(environment, MATCHING, wanted) >= half
             wait_until(lambda: _settled(environment) >= _moved(trades), 180, "all trades are settled")
             assert relay.stop() == 0
     finally:
         end(environment, job.name)
+    value = commands[0].value
+    assert (
+        set_aside(environment)
+        == [
+            ("unsigned", value),
+            ("bad_hmac", value),
+            ("unknown_producer", value),
+            ("bad_checksum", value + b"x"),
+        ]
+        * 2
+    )  # fmt: skip - the job has read them twice
     check_settled_once(environment, schema_ids, trades)
+
+
+def forge(environment: Settings, record: Record) -> None:
+    """Send a record again: unsigned, with another HMAC, in another producer's name, and damaged."""
+    name = environment.kafka_topic(MATCHING_COMMANDS.name)
+    [(header, good)] = FrameSigner(environment, MATCHING_COMMANDS, "api").headers(record.partition, record.value)
+    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap})
+    for value, headers in (
+        (record.value, None),
+        (record.value, [(header, good[:-64] + b"0" * 64)]),
+        (record.value, [(header, good.replace(b" api ", b" eve "))]),
+        (record.value + b"x", [(header, good)]),
+    ):
+        producer.produce(name, value, key=str(record.partition), partition=record.partition, headers=headers)
+    assert producer.flush(60) == 0
+
+
+def set_aside(environment: Settings) -> list[tuple[str, bytes]]:
+    """(reason, record) of the matching job's dead letters."""
+    return [
+        (place.letter.reason, place.letter.payload)
+        for message in everything(environment, MATCHING_DEAD_LETTERS)
+        for place in decode_letters(
+            MATCHING_DEAD_LETTERS, message.partition(), message.offset(), message.value(),
+            lambda number: writer_schema(number, environment),
+        )
+    ]  # fmt: skip
 
 
 def check_settled_once(environment: Settings, schema_ids: dict[str, int], trades: list[dict[str, Any]]) -> None:

@@ -341,7 +341,9 @@ def test_the_audit_tells_from_the_topics_what_happened(
 ) -> None:
     mine = order(4001, "SELL", 60, 2, symbol="AUDIT", account="FAY")
     write(session, "/v1/orders", [mine, order(4002, "BUY", 60, 2, symbol="AUDIT")], Prefer="wait=20")
-    wanted = environment.model_copy(update={"data_dir": tmp_path, "producer_keys_file": environment.producer_keys_path})
+    wanted = environment.model_copy(
+        update={"data_dir": tmp_path, "producer_keys_file": str(environment.producer_keys_path)}
+    )
 
     def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(

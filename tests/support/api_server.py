@@ -82,7 +82,7 @@ def running_api(environment: Settings, directory: Path, **options: Any) -> Itera
         update={
             "data_dir": directory,
             "api_port": free_ports(1)[0],
-            "producer_keys_file": environment.producer_keys_path,
+            "producer_keys_file": str(environment.producer_keys_path),
         }
     )
     settings = {f"STREAMBANK_API_{name.upper()}": str(value) for name, value in options.items()}

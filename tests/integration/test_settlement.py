@@ -177,7 +177,7 @@ def test_a_matching_job_that_dies_between_trade_and_settlement_settles_once(
             ("bad_checksum", value + b"x"),
         ]
         * 2
-    )  # fmt: skip - the job has read them twice
+    )  # fmt: skip
     check_settled_once(environment, schema_ids, trades)
 
 

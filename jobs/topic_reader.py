@@ -18,8 +18,6 @@ from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
 from pipelines.signatures import HEADER
 
-from pipelines.signatures import HEADER
-
 __all__ = ["Record", "TopicReadError", "TopicReader", "signature_of", "watermarks"]
 
 CALL_SECONDS: Final = 15.0

@@ -437,7 +437,7 @@ async def _case(
 async def _order(route: WriteRoute, request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:write")
-    return await worker.trading.ingest.handle(request, route, principal)
+    return await worker.trading.ingest.for_client(principal).handle(request, route, principal)
 
 
 async def _order_change(kind: str, request: web.Request) -> web.StreamResponse:
@@ -473,16 +473,20 @@ async def _find_order(request: web.Request) -> web.StreamResponse:
         if not symbol:
             raise _bad_parameter("symbol", "is needed: it says in which shard the order is", "nothing")
         order = await worker.trading.books.order(symbol, read_order_id(request.match_info["id"]))
-        if order is None:
+        reader = await worker.authenticator.principal(request.headers.get("Authorization"), "orders:read")
+        if order is None or not ("orders:admin" in reader.scopes or reader.may_trade(order["account"])):
             raise Problem("not-found", f"No order {request.match_info['id'][:40]} of {symbol[:40]} is known.")
         return _json(order, headers)
 
 
 async def _book(request: web.Request) -> web.StreamResponse:
     async with _reading(request, "orders:read") as (worker, headers):
-        _known_parameters(request, "depth")
+        _known_parameters(request, "depth", "orders")
         depth = _number(request, "depth", 0, MAX_PAGE, DEFAULT_PAGE)
-        book = await worker.trading.books.book(request.match_info["symbol"])
+        with_orders = request.query.get("orders", "false")
+        if with_orders not in ("true", "false"):
+            raise _bad_parameter("orders", "must be true or false", with_orders)
+        book = await worker.trading.books.book(request.match_info["symbol"], with_orders=with_orders == "true")
         if book is None:
             raise Problem("not-found", f"Nothing was ever traded or ordered in {request.match_info['symbol'][:40]}.")
         return _json(book | {side: book[side][:depth] for side in ("bids", "asks")}, headers)

@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_plus
 from uuid import uuid4
@@ -23,7 +23,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, KeySet
 
-from api.clients import Client, ClientStore
+from api.clients import EVERY_ACCOUNT, Client, ClientStore
 from api.keys import ALGORITHM, CLOCK_LEEWAY_SECONDS, KeyStore
 from api.problems import Problem
 
@@ -39,11 +39,16 @@ JWKS_MAX_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who sent a request; ``expires_at`` in seconds since the epoch."""
+    """Who sent a request; ``expires_at`` in seconds since the epoch; ``accounts`` are those that it may trade."""
 
     client_id: str
     scopes: frozenset[str]
     expires_at: float
+    accounts: frozenset[str] = frozenset()
+
+    def may_trade(self, account: str) -> bool:
+        """Whether it was granted a trading account."""
+        return account in self.accounts or EVERY_ACCOUNT in self.accounts
 
 
 class TokenError(Exception):
@@ -107,6 +112,10 @@ class Keys(Protocol):
 
     def accepts(self, client_id: str) -> bool: ...
 
+    def accounts(self, client_id: str) -> frozenset[str] | None:
+        """The trading accounts granted to a client; None where its token says so."""
+        ...
+
 
 class LocalKeys:
     """The API's own issuer: its keys, and clients that are not revoked."""
@@ -120,6 +129,10 @@ class LocalKeys:
 
     def accepts(self, client_id: str) -> bool:
         return self._clients.active(client_id) is not None
+
+    def accounts(self, client_id: str) -> frozenset[str] | None:
+        client = self._clients.active(client_id)
+        return frozenset(() if client is None else client.accounts)
 
 
 class JwksUrl:
@@ -146,6 +159,9 @@ class JwksUrl:
 
     def accepts(self, client_id: str) -> bool:
         return True
+
+    def accounts(self, client_id: str) -> frozenset[str] | None:
+        return None
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -209,7 +225,8 @@ class Authenticator:
             raise self._refused("invalid_token", "The token has expired; get a new one.")
         if not self._keys.accepts(principal.client_id):
             raise self._refused("invalid_token", "The token's client is unknown or revoked.")
-        return principal
+        granted = self._keys.accounts(principal.client_id)
+        return principal if granted is None else replace(principal, accounts=granted)
 
     async def _decode(self, token: str) -> Principal:
         header = _header(token)
@@ -244,7 +261,9 @@ class Authenticator:
             raise self._refused("invalid_token", "The token names no client.")
         scopes = claims.get("scope", claims.get("scp", ""))
         names = scopes.split() if isinstance(scopes, str) else [str(scope) for scope in scopes or ()]
-        return Principal(client_id, frozenset(names), float(expires_at))
+        accounts = claims.get("accounts")
+        granted = frozenset(name for name in accounts if isinstance(name, str)) if isinstance(accounts, list) else ()
+        return Principal(client_id, frozenset(names), float(expires_at), frozenset(granted))
 
     @staticmethod
     def _refused(error: str | None, detail: str, *, status_400: bool = False) -> Problem:

@@ -26,7 +26,7 @@ from uuid import uuid4
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from api.keys import exclusive, write_secret
+from infra.secret_files import exclusive, write_secret
 from infra.settings import Settings
 from pipelines.errors import StreambankError
 

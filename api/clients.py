@@ -1,7 +1,9 @@
-"""OAuth2 clients: a file of mode 0600 with each client's scopes and the argon2 hash of its secret.
+"""OAuth2 clients: a file of mode 0600 with each client's scopes, the accounts that it may trade, and the argon2 hash of
+its secret.
 
 A file and not a table, so that tokens are issued while Postgres is away; on Kubernetes it is a mounted secret.
-Workers read it again when it changes: a revoked client is refused at once, also with a token that has not expired.
+Workers read it again when it changes: a revoked client, or one that lost an account, is refused at once, also with a
+token that has not expired.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from api.keys import exclusive, write_secret
+from infra.secret_files import exclusive, write_secret
 from pipelines.errors import StreambankError
 
-__all__ = ["DEFAULT_SCOPES", "SCOPES", "Client", "ClientError", "ClientStore"]
+__all__ = ["DEFAULT_SCOPES", "EVERY_ACCOUNT", "SCOPES", "Client", "ClientError", "ClientStore"]
 
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
@@ -45,6 +47,9 @@ _SENSITIVE: Final = {"cards:detokenise", "orders:admin", "payments:admin", "paym
 DEFAULT_SCOPES: Final = tuple(scope for scope in SCOPES if scope not in _SENSITIVE)
 """What a client gets that is not told otherwise: by default nobody sees card numbers, and who asks for payments or
 enters orders neither approves them nor lifts limits."""
+MAX_ACCOUNT_BYTES: Final = 32
+EVERY_ACCOUNT: Final = "*"
+"""In the place of a trading account: all of them, for a gateway that knows whose order it is."""
 _VERIFIERS: Final = 2
 """Secrets verified at once per worker; argon2 takes 19 MiB each."""
 
@@ -55,7 +60,7 @@ class ClientError(StreambankError):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """``created_at`` and ``revoked_at`` are seconds since the epoch."""
+    """``created_at`` and ``revoked_at`` are seconds since the epoch; ``accounts`` are those that it may trade."""
 
     client_id: str
     name: str
@@ -63,6 +68,7 @@ class Client:
     secret_hash: str
     created_at: float
     revoked_at: float | None = None
+    accounts: tuple[str, ...] = ()
 
 
 class ClientStore:
@@ -77,8 +83,10 @@ class ClientStore:
         self._nobody = self._hasher.hash(secrets.token_urlsafe(32))
         self._verifiers = asyncio.Semaphore(_VERIFIERS)
 
-    def add(self, name: str, scopes: Sequence[str], client_id: str | None = None) -> tuple[Client, str]:
-        """Make a client; returns it and its secret, which is stored nowhere."""
+    def add(
+        self, name: str, scopes: Sequence[str], client_id: str | None = None, accounts: Sequence[str] = ()
+    ) -> tuple[Client, str]:
+        """Make a client; returns it and its secret, which is stored nowhere. It may trade ``accounts`` only."""
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise ClientError(f"scopes: found {', '.join(unknown) or 'none'}; choose from {', '.join(SCOPES)}")
@@ -88,20 +96,43 @@ class ClientStore:
             client_id = client_id or f"{name}-{secrets.token_hex(4)}"
             if client_id in self._clients:
                 raise ClientError(f"client {client_id} exists; choose another id or revoke it first")
-            client = Client(client_id, name, tuple(sorted(set(scopes))), self._hasher.hash(secret), time.time())
+            client = Client(
+                client_id,
+                name,
+                tuple(sorted(set(scopes))),
+                self._hasher.hash(secret),
+                time.time(),
+                accounts=_account_names(accounts),
+            )
             self._write({**self._clients, client_id: client})
         return client, secret
 
     def revoke(self, client_id: str) -> Client:
         """Refuse the client from now on."""
+        return self._change(client_id, lambda client: replace(client, revoked_at=time.time()))
+
+    def grant(self, client_id: str, accounts: Sequence[str]) -> Client:
+        """Let the client trade these accounts too."""
+        return self._change(
+            client_id, lambda client: replace(client, accounts=_account_names([*client.accounts, *accounts]))
+        )
+
+    def withdraw(self, client_id: str, accounts: Sequence[str]) -> Client:
+        """Let the client trade these accounts no longer."""
+        return self._change(
+            client_id,
+            lambda client: replace(client, accounts=tuple(name for name in client.accounts if name not in accounts)),
+        )
+
+    def _change(self, client_id: str, change: Callable[[Client], Client]) -> Client:
         with exclusive(self._path.with_suffix(".lock")):
             self._reload()
             client = self._clients.get(client_id)
             if client is None:
                 raise ClientError(f"no client {client_id}; `streambank clients list` names them")
-            revoked = Client(**{**asdict(client), "scopes": client.scopes, "revoked_at": time.time()})
-            self._write({**self._clients, client_id: revoked})
-        return revoked
+            changed = change(client)
+            self._write({**self._clients, client_id: changed})
+        return changed
 
     def all(self) -> list[Client]:
         self._refresh()
@@ -144,10 +175,21 @@ class ClientStore:
             self._clients, self._seen = {}, (0, 0)
             return
         self._clients = {
-            row["client_id"]: Client(**{**row, "scopes": tuple(row["scopes"])}) for row in document["clients"]
+            row["client_id"]: Client(
+                **{**row, "scopes": tuple(row["scopes"]), "accounts": tuple(row.get("accounts", ()))}
+            )
+            for row in document["clients"]
         }
         self._seen = (found.st_mtime_ns, found.st_ino)
 
     def _write(self, clients: dict[str, Client]) -> None:
         write_secret(self._path, {"clients": [asdict(client) for client in clients.values()]})
         self._reload()
+
+
+def _account_names(accounts: Sequence[str]) -> tuple[str, ...]:
+    """The accounts in order, each once; raises `ClientError` for what cannot be a trading account's name."""
+    for name in accounts:
+        if not 1 <= len(name.encode()) <= MAX_ACCOUNT_BYTES:
+            raise ClientError(f"an account's name has 1 to {MAX_ACCOUNT_BYTES} bytes; found {name[:60]!r}")
+    return tuple(sorted(set(accounts)))

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from api.auth import Principal
 from api.batching import BufferFull, DeliveryError, Placed, Run
 from api.grpc_auth import GrpcAccess, answering, status_of
 from api.problems import Problem
 from api.proto import trading_pb2 as pb
 from api.proto.trading_pb2_grpc import TradingServiceServicer, add_TradingServiceServicer_to_server
 from api.reports import AccountListener, ReportWaiter, taker_side
-from api.trading import Trading
+from api.trading import Trading, not_granted
 from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
 from pipelines.codec import HeapBuilder, codec_of
 from pipelines.errors import FieldError
@@ -95,12 +96,16 @@ class TradingService(TradingServiceServicer):
             async for event in stream.run(requests):
                 yield event
 
-    async def submit(self, kind: str, request: Any, listener: AccountListener | None = None) -> _Command:
+    async def submit(
+        self, principal: Principal, kind: str, request: Any, listener: AccountListener | None = None
+    ) -> _Command:
         """Put a request on its way; raises `Problem`."""
         account, symbol = request.account, request.symbol
         for name, value in (("account", account), ("symbol", symbol)):
             if not value:
                 raise Problem("invalid-event", f"{name}: must not be empty.")
+        if not principal.may_trade(account):
+            raise not_granted(account)
         heap = HeapBuilder()
         try:
             row = parse_event(_COMMANDS, _record(kind, request), heap)
@@ -123,8 +128,8 @@ class TradingService(TradingServiceServicer):
 
     async def _unary(self, kind: str, request: Any, context: Any) -> Any:
         async with answering(context):
-            await self._access.principal(context, SCOPE, cost=1)
-            command = await self.submit(kind, request)
+            principal = await self._access.principal(context, SCOPE, cost=1)
+            command = await self.submit(principal, kind, request)
             remaining = context.time_remaining()
             seconds = REPORT_SECONDS if remaining is None else remaining - DEADLINE_MARGIN_SECONDS
             try:
@@ -190,13 +195,16 @@ class _Stream:
             if kind == "listen":
                 if not request.listen.account:
                     raise Problem("invalid-event", "account: must not be empty.")
+                if not principal.may_trade(request.listen.account):
+                    raise not_granted(request.listen.account)
                 self._service.reports.listen(self._listener, request.listen.account)
                 self._put(pb.OrderEvent(request_id=number, listening=pb.Listening(account=request.listen.account)))
                 return
             body = getattr(request, kind)
-            if body.account and body.account not in self._listener.accounts:
+            is_new = body.account and body.account not in self._listener.accounts
+            if is_new and principal.may_trade(body.account):
                 self._service.reports.listen(self._listener, body.account)
-            command = await self._service.submit(kind, body, self._listener)
+            command = await self._service.submit(principal, kind, body, self._listener)
         except Problem as problem:
             self._refuse(number, problem)
             return
@@ -236,7 +244,10 @@ class _Stream:
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
             try:
-                await self._access.principal(self._context, SCOPE)
+                principal = await self._access.principal(self._context, SCOPE)
+                for account in sorted(self._listener.accounts):
+                    if not principal.may_trade(account):
+                        raise not_granted(account)
             except Problem as problem:
                 self._problem = problem
                 self._events.put_nowait(None)

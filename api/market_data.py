@@ -7,6 +7,8 @@ matching.market-data as they are written. Every symbol's events are numbered wit
   is read are kept; those that it already has are left out.
 - When an increment is missing (the worker lost its place in Kafka), or the client reads too slowly, a new snapshot
   comes instead of what was lost, and the increments go on after it.
+- With the channel ``l3`` a snapshot also has the resting orders, which are in a hash of their own, read in the same
+  transaction.
 - So that a client can check: every message has ``sequence``, and ``previous``, the sequence of the message before it in
   this subscription (None with a snapshot). Channels that were not asked for are left out, hence ``previous``.
 
@@ -38,8 +40,9 @@ from pipelines.trading.routing import shard_of
 
 __all__ = ["Books", "Feed", "FeedClient"]
 
-CHANNELS: Final = {"trades": {"Trade"}, "l1": {"TopOfBook"}, "l2": {"PriceLevel"}}
+CHANNELS: Final = {"trades": {"Trade"}, "l1": {"TopOfBook"}, "l2": {"PriceLevel"}, "l3": {"BookOrder"}}
 """Channel -> its event types. SecurityStatus comes with every channel."""
+DEFAULT_CHANNELS: Final = ("trades", "l1", "l2")
 MAX_SUBSCRIPTIONS: Final = 200
 MAX_MESSAGE_BYTES: Final = 4096
 UNSENT_MESSAGES: Final = 4096
@@ -59,13 +62,17 @@ class Books:
             settings.valkey_url, socket_timeout=timeout, socket_connect_timeout=timeout
         )
 
-    async def book(self, symbol: str) -> dict[str, Any] | None:
-        """The whole book of a symbol, best prices first; None when nothing was ever said of it."""
-        found = await self._read(f"book:{{{shard_of(symbol)}}}:{symbol}")
-        return _book(symbol, found) if found else None
+    async def book(self, symbol: str, *, with_orders: bool = False) -> dict[str, Any] | None:
+        """The whole book of a symbol, best prices first; None when nothing was ever said of it. ``orders`` are the
+        resting orders in the order in which they trade, bids first; none where there is no order feed."""
+        place = f"{{{shard_of(symbol)}}}:{symbol}"
+        found, *orders = await self._read(f"book:{place}", *([f"book-orders:{place}"] if with_orders else []))
+        if not found:
+            return None
+        return _book(symbol, found) | ({"orders": _orders(orders[0])} if with_orders else {})
 
     async def order(self, symbol: str, order_id: int) -> dict[str, Any] | None:
-        found = await self._read(f"order:{{{shard_of(symbol)}}}:{order_id}")
+        [found] = await self._read(f"order:{{{shard_of(symbol)}}}:{order_id}")
         if not found or found["symbol"] != symbol:
             return None
         numbers = ("price", "leaves_quantity", "cumulative_quantity", "execution_id")
@@ -76,13 +83,17 @@ class Books:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _read(self, key: str) -> dict[str, str]:
+    async def _read(self, *keys: str) -> list[dict[str, str]]:
+        """The hashes of keys, as they were at one moment."""
         try:
-            found = await self._client.hgetall(f"{self._prefix}{key}")
+            async with self._client.pipeline(transaction=len(keys) > 1) as pipeline:
+                for key in keys:
+                    pipeline.hgetall(f"{self._prefix}{key}")
+                hashes = await pipeline.execute()
         except (RedisError, OSError) as error:
             count("streambank_api_store_failures", "valkey")
             raise Problem("store-unavailable", "Valkey does not answer.", retry_after=1) from error
-        return {name.decode(): value.decode() for name, value in found.items()}
+        return [{name.decode(): value.decode() for name, value in found.items()} for found in hashes]
 
 
 def _book(symbol: str, found: Mapping[str, str]) -> dict[str, Any]:
@@ -108,6 +119,16 @@ def _book(symbol: str, found: Mapping[str, str]) -> dict[str, Any]:
         },
         **shown,
     }  # fmt: skip
+
+
+def _orders(found: Mapping[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for place, value in found.items():
+        side, price, lots = value.split()
+        rows.append({"place": int(place), "side": side, "price": int(price), "quantity": int(lots)})
+    return sorted(rows, key=lambda row: (
+        row["side"], -row["price"] if row["side"] == "BUY" else row["price"], row["place"],
+    ))  # fmt: skip
 
 
 class Feed(ResultReader):
@@ -155,6 +176,7 @@ class _Subscription:
         self.client = client
         self.symbol = symbol
         self.depth = depth
+        self._with_orders = "l3" in channels
         self._types = {"SecurityStatus"}.union(*(CHANNELS[channel] for channel in channels))
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT_INCREMENTS)
         self._followed = -1
@@ -193,7 +215,7 @@ class _Subscription:
         said_away = False
         while True:
             try:
-                book = await self.client.feed.books.book(self.symbol)
+                book = await self.client.feed.books.book(self.symbol, with_orders=self._with_orders)
             except Problem as problem:
                 if not said_away:
                     self.client.put(None, {"type": "Error", "symbol": self.symbol, "detail": problem.detail})
@@ -207,6 +229,8 @@ class _Subscription:
         kept, self._kept = self._kept, deque(maxlen=KEPT_INCREMENTS)
         shown = book or {"symbol": self.symbol, "sequence": 0, "status": "READY_TO_TRADE", "reference_price": 0,
                          "last_trade": None, "bids": [], "asks": []}  # fmt: skip
+        if self._with_orders:
+            shown = {"orders": []} | shown
         sides = {side: shown[side][: self.depth] if self.depth else shown[side] for side in ("bids", "asks")}
         self.client.put(self, {"type": "Snapshot", **shown, **sides, "previous": None})
         self._followed = self._previous = reached
@@ -295,7 +319,7 @@ class _Command(msgspec.Struct, forbid_unknown_fields=True):
 
     op: str
     symbol: str
-    channels: list[str] = msgspec.field(default_factory=lambda: list(CHANNELS))
+    channels: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_CHANNELS))
     depth: int = 0
 
     def __post_init__(self) -> None:

@@ -47,6 +47,12 @@ def add_trading(document: dict[str, Any]) -> dict[str, Any]:
                         "in": "query",
                         "schema": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 100},
                     },
+                    {
+                        "name": "orders",
+                        "in": "query",
+                        "description": "Whether the resting orders are listed too, where the symbol has an order feed.",
+                        "schema": {"type": "boolean", "default": False},
+                    },
                 ],
             )
         },
@@ -96,6 +102,8 @@ def _orders(operation: str, summary: str, kinds: list[str], scope: str = "orders
     )
     route["responses"]["200"]["description"] = "The reports; not all commands were accepted by the market."
     route["responses"]["201"]["description"] = "The reports; all commands were accepted by the market."
+    if scope == "orders:write":
+        route["responses"] |= _problems(("insufficient-scope", "account-not-granted"))
     return route
 
 

@@ -53,6 +53,8 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         ProblemType("unauthorized", 401, "A valid access token is required",
                     "Get a token at POST /oauth/token and send `Authorization: Bearer <token>`."),
         ProblemType("insufficient-scope", 403, "The token lacks the scope", "Ask for a token with the named scope."),
+        ProblemType("account-not-granted", 403, "The client may not trade for the account",
+                    "Use an account that the client was granted, or ask for `streambank clients grant`."),
         ProblemType("not-found", 404, "Not found", "Check the path and the id."),
         ProblemType("method-not-allowed", 405, "The method does not exist here", "Use one of the methods of `Allow`."),
         ProblemType("body-timeout", 408, "The body came too slowly", "Send it without long pauses."),

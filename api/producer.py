@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from api.batching import DeliveryError
 from api.circuit import Circuit
 from api.logs import log
+from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.settings import Settings
 from pipelines.catalogue import Topic
 from pipelines.frames import Frame
@@ -34,10 +35,12 @@ OPEN_SECONDS: Final = 1.0
 
 
 class KafkaSender:
-    """Sends frames of ``topic``; partition = shard, key = shard. ``schema_id`` must be set before the first frame."""
+    """Sends frames of ``topic``, signed by ``producer``; partition = shard, key = shard. ``schema_id`` must be set
+    before the first frame."""
 
-    def __init__(self, settings: Settings, topic: Topic, delivery_seconds: float) -> None:
+    def __init__(self, settings: Settings, topic: Topic, delivery_seconds: float, producer: str = "api") -> None:
         self._topic = settings.kafka_topic(topic.name)
+        self._signer = FrameSigner(settings, topic, producer)
         self._loop = asyncio.get_running_loop()
         self.schema_id: int | None = None
         self._config = {
@@ -80,15 +83,19 @@ class KafkaSender:
             self._arrived.append((done, -1 if error is not None else message.offset(), error and error.str()))
 
         try:
+            value = wrap(self.schema_id, body)
             self._producer.produce(
                 self._topic,
-                value=wrap(self.schema_id, body),
+                value=value,
                 key=str(frame.shard).encode(),
                 partition=frame.shard,
+                headers=self._signer.headers(frame.shard, value),
                 on_delivery=delivered,
             )
         except (BufferError, KafkaException) as error:
             self._circuit.failed()
+            raise DeliveryError(str(error)) from error
+        except ProducerKeyError as error:
             raise DeliveryError(str(error)) from error
 
     def reachable(self, timeout: float) -> bool:

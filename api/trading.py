@@ -4,6 +4,7 @@ A command goes to the shard of its symbol (`pipelines.trading.routing`). What co
 definition, a market-wide status, a kill switch) goes to all shards. A deposit goes to one: an account's funds are kept
 per shard, so it says which instrument's market they are for.
 
+A client enters, changes and sees the orders of the accounts that it was granted, and no others (`api.clients`).
 Cancels and amendments name symbol and account: the symbol finds the shard, and the matching kernel refuses a cancel of
 another account's order. Duplicates of a live order id are refused by the kernel; a repeated request is answered by its
 Idempotency-Key. Each account may send ``orders_per_minute`` commands, whoever sends them.
@@ -19,9 +20,11 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from api.auth import Principal
 from api.batching import Batcher
 from api.bodies import Parsed
 from api.chains import NoChains
+from api.clients import EVERY_ACCOUNT
 from api.config import ApiSettings
 from api.idempotency import IdempotencyStore
 from api.ingest import Ingest, SentRun, WriteRoute, without
@@ -37,7 +40,7 @@ from pipelines.event_json import render_events
 from pipelines.frames import Events
 from pipelines.trading.routing import shard_of
 
-__all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "order_route", "read_order_id"]
+__all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "not_granted", "order_route", "read_order_id"]
 
 ORDER_COMMANDS: Final = ("NewOrder", "CancelOrder", "AmendOrder", "MassCancel")
 ADMIN_COMMANDS: Final = (
@@ -61,7 +64,7 @@ _NAMED_TEXTS: Final = ("symbol", "account", "asset")
 
 
 class OrderIngest(Ingest):
-    """Orders and admin events. ``market`` is the instrument whose shard takes the deposits; see `for_admin`."""
+    """Orders and admin events, for one request by `for_client` or `for_admin`."""
 
     def __init__(
         self,
@@ -76,9 +79,17 @@ class OrderIngest(Ingest):
         self._accounts_limiter = accounts_limiter
         self._is_admin = False
         self._market: str | None = None
+        self._client: Principal | None = None
+
+    def for_client(self, client: Principal) -> OrderIngest:
+        """The same for a request of ``client``, who may trade the accounts that it was granted."""
+        own = copy.copy(self)
+        own._client = client
+        return own
 
     def for_admin(self, market: str | None) -> OrderIngest:
-        """The same for a request that may send admin events, its deposits being for ``market``."""
+        """The same for a request that may send admin events for any account, its deposits being for the shard of
+        ``market``."""
         admin = copy.copy(self)
         admin._is_admin = True
         admin._market = market
@@ -101,7 +112,18 @@ class OrderIngest(Ingest):
         if self._market is None and deposit.any():
             error = {"pointer": "", "detail": "a Deposit needs ?symbol= in the URL: funds are kept per market's shard"}
             parsed = without(parsed, deposit, self._batcher.linked, error)
+        if not self._is_admin:
+            self._require_grants(parsed.events)
         return parsed
+
+    def _require_grants(self, events: Events) -> None:
+        """Raises `Problem` 403 when an event is for an account that the client was not granted."""
+        if self._client is not None and EVERY_ACCOUNT in self._client.accounts:
+            return
+        words = {row[_FIELDS[row[0]]["account"]] for row in events.rows.tolist()}
+        for account in sorted({text(events, word) for word in words}):
+            if self._client is None or not self._client.may_trade(account):
+                raise not_granted(account)
 
     def _shards(self, events: Events) -> NDArray[np.int64]:
         return np.array([self._shard(events, row) for row in events.rows.tolist()], np.int64)
@@ -190,6 +212,11 @@ class Trading:
         self.books = Books(settings, config.valkey_seconds)
         self.feed = Feed(settings, self.books)
         self.ingest = OrderIngest(config, self.batcher, self.reports, events_limit, accounts_limit, keys)
+
+
+def not_granted(account: str) -> Problem:
+    """What a client is told that may not trade for an account."""
+    return Problem("account-not-granted", f"account: the client was not granted {account[:40]!r}.")
 
 
 def order_route(kind: str, order_id: str) -> WriteRoute:

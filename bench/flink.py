@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from bench.report import Measurement
 from infra import registry, topics
 from infra.flink_jobs import Submission, job_file, job_name, submit
 from infra.flink_rest import FlinkRest, Job
+from infra.producer_keys import FrameSigner, ProducerKeys
 from infra.settings import Settings
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, LEDGER_RESULTS, LEDGER_SHARDS, TOPICS
 from pipelines.codec import codec_of
@@ -152,6 +153,8 @@ def bench_environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, 
         admin = _admin(environment)
         for deleted in admin.delete_topics([environment.kafka_topic(name) for name in TOPICS]).values():
             deleted.result()
+        for topic in TOPICS.values():
+            ProducerKeys(environment).forget(topic)
 
 
 @contextmanager
@@ -205,8 +208,9 @@ def _frame(shard: int, rows: np.ndarray[Any, np.dtype[np.int64]], produced_at: i
 def produce(environment: Settings, records: list[tuple[int, bytes]], topic: str = LEDGER_COMMANDS.name) -> None:
     """Write (shard, value) records and wait until Kafka has them."""
     producer = _producer(environment)
+    signer = FrameSigner(environment, TOPICS[topic], "api")
     for shard, value in records:
-        _send(producer, environment.kafka_topic(topic), shard, value)
+        _send(producer, environment.kafka_topic(topic), shard, value, signer.headers(shard, value))
     if producer.flush(60):
         raise BenchError("Kafka did not take the backlog within 60 s")
 
@@ -232,10 +236,10 @@ def _admin(environment: Settings) -> Any:
     return AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
 
 
-def _send(producer: Any, topic: str, shard: int, value: bytes) -> None:
+def _send(producer: Any, topic: str, shard: int, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
     while True:
         try:
-            producer.produce(topic, value, key=str(shard), partition=shard)
+            producer.produce(topic, value, key=str(shard), partition=shard, headers=list(headers))
             return
         except BufferError:
             producer.poll(0.05)

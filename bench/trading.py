@@ -179,13 +179,19 @@ def _running_api(environment: Settings) -> Iterator[tuple[str, str]]:
     """One API worker with gRPC: its address and a token."""
     http_port, grpc_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory() as scratch:
-        own = environment.model_copy(update={"data_dir": Path(scratch), "api_port": http_port})
+        own = environment.model_copy(
+            update={
+                "data_dir": Path(scratch),
+                "api_port": http_port,
+                "producer_keys_file": str(environment.producer_keys_path),
+            }
+        )
         variables = {
             f"STREAMBANK_{name.upper()}": str(value) for name, value in own.model_dump(exclude_none=True).items()
         }
         limits = {"STREAMBANK_API_TOKEN_SECONDS": "3600", "STREAMBANK_API_WORKERS": "1",
                   "STREAMBANK_API_GRPC_PORT": str(grpc_port)}  # fmt: skip
-        client = ClientStore(own.secrets_dir / "clients.json").add("bench", ["orders:write"])
+        client = ClientStore(own.secrets_dir / "clients.json").add("bench", ["orders:write"], accounts=["*"])
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("streambank")), "api"],
             env={**os.environ, **variables, **limits}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

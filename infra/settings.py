@@ -70,6 +70,10 @@ class Settings(BaseSettings):
         "secrets directory.",
     )
 
+    producer_keys_file: str = Field(
+        "", description="Keys of producers that sign their records; empty: producer-keys.json of the secrets directory."
+    )
+
     api_tls: Literal["off", "on", "mutual"] = Field(
         "off", description="Whether the API speaks TLS; mutual: clients must show a certificate."
     )
@@ -112,6 +116,11 @@ class Settings(BaseSettings):
     def secrets_dir(self) -> Path:
         """Keys and client secrets made for the local stack; mode 0700, never in git."""
         return self.data_dir / "secrets"
+
+    @property
+    def producer_keys_path(self) -> Path:
+        """The keys with which producers sign and jobs check."""
+        return Path(self.producer_keys_file) if self.producer_keys_file else self.secrets_dir / "producer-keys.json"
 
     @property
     def tls_dir(self) -> Path:

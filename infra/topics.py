@@ -1,7 +1,8 @@
 """Topics on the broker, made equal to the catalogue.
 
 `plan` compares, `apply` changes what the plan says and nothing else: it creates missing topics and sets the
-configuration keys that the catalogue owns; other keys that an operator set stay. It never deletes a topic and never
+configuration keys that the catalogue owns; other keys that an operator set stay. For topics whose records must be
+signed it makes the producers' keys (`infra.producer_keys`) where there are none. It never deletes a topic and never
 changes a partition count: partition equals shard, so with another count every stored balance, offset and sequence
 would belong to the wrong shard.
 """
@@ -19,11 +20,12 @@ from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError
 
+from infra.producer_keys import ProducerKeys
 from infra.settings import Settings, settings
 from pipelines.catalogue import TOPICS, Topic
 from pipelines.errors import StreambankError
 
-__all__ = ["MAX_RECORD_BYTES", "TopicError", "TopicPlan", "TopicState", "apply", "plan", "states"]
+__all__ = ["MAX_RECORD_BYTES", "TopicError", "TopicPlan", "TopicState", "apply", "ends", "plan", "states"]
 
 MAX_RECORD_BYTES: Final = 1_048_576
 """Largest record batch of a topic; frames are cut well below (256 KiB)."""
@@ -127,7 +129,25 @@ def apply(
             if failed:
                 raise TopicError("; ".join(f"{name}: {answer}" for name, answer in failed.items()))
             _wait_in_effect(admin, config, replication_factor, min_insync_replicas)
+        keys = ProducerKeys(config)
+        for topic in TOPICS.values():
+            if topic.producers:
+                # what lies there already was written before anybody had a key
+                keys.require(topic, topic.producers, _ends(admin, config.kafka_topic(topic.name), topic.partitions))
         return plans
+
+
+def ends(topic: Topic, config: Settings | None = None) -> list[int]:
+    """The offset after the last record of each partition of an existing topic."""
+    config = config or settings()
+    with _admin(config) as admin:
+        return _ends(admin, config.kafka_topic(topic.name), topic.partitions)
+
+
+def _ends(admin: Any, name: str, partitions: int) -> list[int]:
+    places = [TopicPartition(name, partition) for partition in range(partitions)]
+    found = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+    return [found[place].offset for place in places]
 
 
 def states(config: Settings | None = None) -> list[TopicState]:

@@ -6,7 +6,8 @@ Letters are never removed from their topic; that one was replayed or dropped is 
 - **a sink**: the record is applied through the sink's own code (`Sink.reapply`), idempotently, and without undoing what
   is newer. Its topic has one writer, so nothing may be produced to it again.
 - **a job that reads a topic of many producers**: the record is produced again to where it came from. Its events are
-  idempotent by id, so those that were applied the first time are not applied twice.
+  idempotent by id, so those that were applied the first time are not applied twice. It is signed anew, in the name of
+  ``dlq``; a record that was set aside for its signature is therefore refused: its producer must send it again.
 - **a job that reads another job's topic**: refused; repair the job, which then reads on from its own state.
 
 A replay is marked after its effect, so that an interrupted one is repeated, never lost.
@@ -25,6 +26,7 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from infra.producer_keys import FrameSigner
 from infra.registry import writer_schema
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
@@ -36,6 +38,7 @@ from jobs.topic_reader import watermarks
 from pipelines.catalogue import PIPELINES, SERVICES, TOPICS, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
+from pipelines.signatures import SIGNATURE_REASONS
 
 __all__ = ["DeadLetterQueue", "LetterFilter", "ReplayRefused"]
 
@@ -112,6 +115,11 @@ class DeadLetterQueue:
         topic = TOPICS.get(letter.topic)
         if topic is None:
             raise ReplayRefused(f"{place.id}: topic {letter.topic} is not in the catalogue")
+        if letter.reason in SIGNATURE_REASONS:
+            raise ReplayRefused(
+                f"{place.id}: nobody known signed this record ({letter.reason}), and a replay would; its producer must"
+                " send it again, or drop the letter"
+            )
         value = letter.payload or self.original(place)
         sink = self._sink(letter.consumer)
         if sink is not None:
@@ -189,6 +197,7 @@ class DeadLetterQueue:
             value=value,
             key=str(partition).encode(),
             partition=partition,
+            headers=FrameSigner(self._settings, topic, "dlq").headers(partition, value),
             on_delivery=lambda error, _: errors.append(error) if error is not None else None,
         )
         left = producer.flush(KAFKA_TIMEOUT_S + 5)

@@ -6,8 +6,9 @@ Promises:
 - Delivery: the sink is at least once and sends at once, without waiting for a checkpoint. Outputs carry sequences
   that are part of the state, so that the frames repeated after a restore are equal to the first ones and readers drop
   them (docs/adr/0003-delivery.md).
-- A record that is no frame becomes a dead letter and the job goes on. A broken invariant fails the job for good. Any
-  other error restarts it by its restart strategy. Both carry the whole Python traceback in their message.
+- A record that is no frame becomes a dead letter and the job goes on; so does one that no known producer signed, where
+  the input must be signed (`infra.producer_keys`). A broken invariant fails the job for good. Any other error restarts
+  it by its restart strategy. Both carry the whole Python traceback in their message.
 - A job started without a savepoint reads its input from the beginning and so rebuilds its state; offsets are committed
   for monitoring only. Starting at committed offsets with an empty state would lose what lies before them.
 
@@ -45,6 +46,7 @@ from pipelines.catalogue import Pipeline
 from pipelines.errors import FrameError, StreambankError
 from pipelines.kernel import InvariantBroken
 from pipelines.pages import spill_to
+from pipelines.signatures import SIGNATURE_REASONS
 
 __all__ = ["DEFAULTS", "JobError", "ShardFunction", "build", "run"]
 
@@ -76,8 +78,10 @@ SINK_PROPERTIES: Final = {
     "max.request.size": str(8 << 20),
 }
 
-RECORD_TYPE: Final = Types.ROW([Types.INT(), Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
-"""Partition, offset, value: what io.streambank.flink.FrameDeserializationSchema gives."""
+RECORD_TYPE: Final = Types.ROW(
+    [Types.INT(), Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE()), Types.PRIMITIVE_ARRAY(Types.BYTE())]
+)
+"""Partition, offset, value, signature: what io.streambank.flink.FrameDeserializationSchema gives."""
 OUTPUT_TYPE: Final = Types.ROW([Types.STRING(), Types.INT(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
 """Broker topic, shard, value: what io.streambank.flink.FrameSerializationSchema takes."""
 
@@ -133,12 +137,15 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
             raise _with_traceback(error) from None
         yield from rows
 
-    def _process(self, partition: int, offset: int, value: bytes) -> list[Row]:
+    def _process(self, partition: int, offset: int, value: bytes, signature: bytes) -> list[Row]:
         shard, metrics = self._shards.get(partition) or self._restore(partition)
         try:
+            self._verifier.check(partition, offset, value, signature)
             outputs = shard.apply(value)
         except FrameError as error:
             metrics.dead_letters.inc(1)
+            if error.reason in SIGNATURE_REASONS:
+                metrics.refused_signatures.inc(1)
             return [self._dead_letter(partition, offset, value, error)]
         metrics.frames.inc(1)
         metrics.bytes.inc(len(value))
@@ -171,10 +178,12 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
         return shard, metrics
 
     def _prepare(self) -> None:
+        from infra.producer_keys import FrameVerifier
         from jobs.registry_reader import registry_reader
         from jobs.warm_up import warm_up
 
         self._reader = registry_reader(self._config)
+        self._verifier = FrameVerifier(self._config, self._pipeline.inputs[0])
         warm_up(self._pipeline)
 
 
@@ -187,6 +196,8 @@ class _ShardMetrics:
         """Frames applied, repeated ones included."""
         self.bytes = own.counter("frame_bytes")
         self.dead_letters = own.counter("dead_letters")
+        self.refused_signatures = own.counter("refused_signatures")
+        """Dead letters whose producer is unknown or whose signature is wrong."""
         self.restored_pages = own.counter("restored_pages")
         self.restored_frames = own.counter("restored_frames")
         """Frames of the journal applied again when the shard was loaded."""

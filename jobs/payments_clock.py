@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaException, Producer
 
+from infra.producer_keys import FrameSigner
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from pipelines.catalogue import PAYMENTS_COMMANDS
@@ -26,6 +27,7 @@ from pipelines.wire import wrap
 __all__ = ["run_clock", "send_command", "tick_frame"]
 
 RETRY_SECONDS: Final = 1.0
+PRODUCER: Final = "payments-clock"
 log = structlog.get_logger("streambank.payments_clock")
 
 
@@ -49,6 +51,7 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
             "log_level": 0,
         }
     )
+    signer = FrameSigner(settings, PAYMENTS_COMMANDS, PRODUCER)
     schema_id: int | None = None
     ticks = 0
     while not stop.is_set():
@@ -58,11 +61,13 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
                     schema_id = registry.schema_id(PAYMENTS_COMMANDS)
             now = time.time_ns() // 1_000
             for shard in range(PAYMENTS_COMMANDS.partitions):
+                value = wrap(schema_id, codec.encode(tick_frame(shard, now)))
                 producer.produce(
                     settings.kafka_topic(PAYMENTS_COMMANDS.name),
-                    value=wrap(schema_id, codec.encode(tick_frame(shard, now))),
+                    value=value,
                     key=str(shard).encode(),
                     partition=shard,
+                    headers=signer.headers(shard, value),
                 )
             producer.poll(0)
             ticks += 1
@@ -87,6 +92,7 @@ def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> 
         value=value,
         key=str(shard).encode(),
         partition=shard,
+        headers=FrameSigner(settings, PAYMENTS_COMMANDS, PRODUCER).headers(shard, value),
         on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
     )
     if producer.flush(30) or failures:

@@ -16,8 +16,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from infra.settings import Settings
 from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
+from pipelines.signatures import HEADER
 
-__all__ = ["Record", "TopicReadError", "TopicReader", "watermarks"]
+__all__ = ["Record", "TopicReadError", "TopicReader", "signature_of", "watermarks"]
 
 CALL_SECONDS: Final = 15.0
 STALL_SECONDS: Final = 30.0
@@ -25,15 +26,22 @@ BATCH_RECORDS: Final = 500
 _LEADER_IS_MOVING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
+def signature_of(message: Any) -> bytes | None:
+    """The producer's signature in the headers of a message of librdkafka."""
+    signature: bytes | None = dict(message.headers() or ()).get(HEADER)
+    return signature
+
+
 class TopicReadError(StreambankError):
     """The broker is away or a partition gave nothing for too long."""
 
 
 class Record(NamedTuple):
-    """``value`` is None for a record without one."""
+    """``value`` is None for a record without one; so is ``signature``, the header of `pipelines.signatures`."""
 
     offset: int
     value: bytes | None
+    signature: bytes | None = None
 
 
 def watermarks(consumer: Any, place: TopicPartition) -> tuple[int, int]:
@@ -109,7 +117,7 @@ class TopicReader:
                         raise TopicReadError(f"{name} {partition}: {message.error().str()}")
                     if message.offset() >= end:
                         return
-                    yield Record(message.offset(), message.value())
+                    yield Record(message.offset(), message.value(), signature_of(message))
                     if message.offset() == end - 1:
                         return
                 if messages:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from infra.producer_keys import FrameVerifier
 from infra.settings import Settings
 from jobs.registry_reader import registry_reader
 from jobs.topic_reader import TopicReader
@@ -123,8 +124,10 @@ def shard_events(settings: Settings, shard: int) -> Iterator[OrderEvent]:
 
 def _frames(settings: Settings, reader: TopicReader, topic: Topic, shard: int, end: int | None) -> Iterator[Frame]:
     read = registry_reader(settings)
+    verifier = FrameVerifier(settings, topic)
     for record in reader.read(topic, shard, end=end):
         try:
+            verifier.check(shard, record.offset, record.value or b"", record.signature)
             schema_id, body = unwrap(record.value)
             yield read(topic.name, schema_id).decode(body)
         except FrameError as error:

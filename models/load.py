@@ -27,6 +27,7 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Producer
 from numpy.typing import NDArray
 
+from infra.producer_keys import FrameSigner
 from infra.registry import schema_ids
 from infra.settings import Settings
 from models.load_plan import Accounts, LoadPlan, Transfers
@@ -364,6 +365,7 @@ class _KafkaFrames:
 
     def __init__(self, config: Settings, progress: LoadProgress) -> None:
         self._topic = config.kafka_topic(LEDGER_COMMANDS.name)
+        self._signer = FrameSigner(config, LEDGER_COMMANDS, "load")
         self._schema_id = schema_ids(config)[LEDGER_COMMANDS.name]
         self._codec = codec_of(LEDGER_COMMANDS.name)
         self._progress = progress
@@ -424,8 +426,9 @@ class _KafkaFrames:
         progress.requests += 1
         try:
             self._producer.produce(
-                self._topic, value=value, key=str(shard).encode(), partition=shard, on_delivery=delivered
-            )
+                self._topic, value=value, key=str(shard).encode(), partition=shard,
+                headers=self._signer.headers(shard, value), on_delivery=delivered,
+            )  # fmt: skip
         except KafkaException as error:
             self._in_flight.release()
             raise LoadError(f"Kafka refused a frame of {len(value)} bytes for {self._topic}: {error}") from error

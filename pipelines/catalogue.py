@@ -28,7 +28,8 @@ class Topic:
     ``writers`` says who numbers the frames: a topic with one writing job numbers them per shard from 1 without a
     gap, and readers drop what they have already applied; frames of many producers carry sequence 0 and their events
     are idempotent by id. The partition count of a topic never changes. The frames of a ``chained`` topic carry a hash
-    chain per shard (`pipelines.chain`); its schema has the field ``chain``.
+    chain per shard (`pipelines.chain`); its schema has the field ``chain``. When there are ``producers``, every record
+    must be signed (`pipelines.signatures`), and these get a key when the topic is made.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Topic:
     writers: Literal["one job", "many producers"]
     doc: str
     chained: bool = False
+    producers: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -115,6 +117,7 @@ MATCHING_COMMANDS: Final = Topic(
     owner="api",
     writers="many producers",
     doc="Orders, cancels, amendments and the admin events that govern them.",
+    producers=("api", "dlq"),
 )
 MATCHING_REPORTS: Final = Topic(
     "matching.reports",

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+Accounts = Annotated[list[str], typer.Argument(help="Trading accounts; '*' for every account.")]
+
 
 def register(app: typer.Typer) -> None:
     @app.command()
@@ -48,6 +50,13 @@ def register(app: typer.Typer) -> None:
         client_id: Annotated[
             str | None, typer.Option("--id", help="Its id; default NAME-random.", envvar="STREAMBANK_CLIENT_ID")
         ] = None,
+        account: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Trading account whose orders it may enter and see; repeatable, '*' for every account.",
+                envvar="STREAMBANK_CLIENT_ACCOUNT",
+            ),
+        ] = None,
     ) -> None:
         """Make a client and print its secret, which is shown this once."""
         from rich.console import Console
@@ -56,7 +65,7 @@ def register(app: typer.Typer) -> None:
         from infra.settings import settings
 
         client, secret = ClientStore(settings().secrets_dir / "clients.json").add(
-            name, scope or list(DEFAULT_SCOPES), client_id
+            name, scope or list(DEFAULT_SCOPES), client_id, account or ()
         )
         Console(stderr=True).print(f"[green]made[/] with {', '.join(client.scopes)}; the secret is shown this once:")
         # Plain lines, so that a script can read them.
@@ -77,10 +86,15 @@ def register(app: typer.Typer) -> None:
         def when(seconds: float | None) -> str:
             return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
-        table = Table("client id", "name", "scopes", "made", "revoked")
+        table = Table("client id", "name", "scopes", "accounts", "made", "revoked")
         for client in ClientStore(settings().secrets_dir / "clients.json").all():
             table.add_row(
-                client.client_id, client.name, " ".join(client.scopes), when(client.created_at), when(client.revoked_at)
+                client.client_id,
+                client.name,
+                " ".join(client.scopes),
+                " ".join(client.accounts),
+                when(client.created_at),
+                when(client.revoked_at),
             )
         Console().print(table)
 
@@ -94,6 +108,28 @@ def register(app: typer.Typer) -> None:
 
         ClientStore(settings().secrets_dir / "clients.json").revoke(client_id)
         Console().print(f"revoked {client_id}")
+
+    @clients.command("grant")
+    def grant(client_id: Annotated[str, typer.Argument(help="The client.")], accounts: Accounts) -> None:
+        """Let a client enter and see the orders of these accounts too."""
+        from rich.console import Console
+
+        from api.clients import ClientStore
+        from infra.settings import settings
+
+        client = ClientStore(settings().secrets_dir / "clients.json").grant(client_id, accounts)
+        Console().print(f"{client_id} may trade {', '.join(client.accounts)}", highlight=False)
+
+    @clients.command("withdraw")
+    def withdraw(client_id: Annotated[str, typer.Argument(help="The client.")], accounts: Accounts) -> None:
+        """Take accounts from a client, at once."""
+        from rich.console import Console
+
+        from api.clients import ClientStore
+        from infra.settings import settings
+
+        client = ClientStore(settings().secrets_dir / "clients.json").withdraw(client_id, accounts)
+        Console().print(f"{client_id} may trade {', '.join(client.accounts) or 'no account'}", highlight=False)
 
     keys = typer.Typer(help="Keys that sign the API's tokens.", no_args_is_help=True)
     app.add_typer(keys, name="keys")

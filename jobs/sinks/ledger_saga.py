@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 from confluent_kafka import KafkaException, Producer
 
+from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.settings import Settings
 from jobs.sinks.relay import Commands, KafkaRelay
 from pipelines.catalogue import (
@@ -77,6 +78,7 @@ class SagaAnswers(KafkaRelay):
         super().__init__(settings)
         self._clock: asyncio.Task[None] | None = None
         self._clock_producer: Any = None
+        self._clock_signer = FrameSigner(settings, LEDGER_CROSS_COMMANDS, f"relay-{self.name}")
 
     def translate(self, shard: int, events: Events) -> Iterable[Commands]:
         codec = codec_of(LEDGER_RESULTS.name)
@@ -106,7 +108,7 @@ class SagaAnswers(KafkaRelay):
             await asyncio.sleep(CLOCK_SECONDS)
             try:
                 await asyncio.to_thread(self._send_clock)
-            except (BufferError, KafkaException) as error:
+            except (BufferError, KafkaException, ProducerKeyError) as error:
                 _LOG.warning("the sagas were not told the time", error=str(error))
 
     def _send_clock(self) -> None:
@@ -125,10 +127,12 @@ class SagaAnswers(KafkaRelay):
         events = parse_events(codec, [{"type": "ClockAdvanced", "at": now}])
         for shard in range(LEDGER_SHARDS):
             body = codec.encode(Frame(LEDGER_CROSS_COMMANDS.name, shard, 0, now, None, events))
+            value = wrap(self._schema_ids[LEDGER_CROSS_COMMANDS.name], body)
             self._clock_producer.produce(
                 self._settings.kafka_topic(LEDGER_CROSS_COMMANDS.name),
-                value=wrap(self._schema_ids[LEDGER_CROSS_COMMANDS.name], body),
+                value=value,
                 key=str(shard).encode(),
                 partition=shard,
+                headers=self._clock_signer.headers(shard, value),
             )
         self._clock_producer.flush(CLOCK_SECONDS)

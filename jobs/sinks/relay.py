@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import structlog
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.registry import RegistryError, SchemaRegistry
 from infra.settings import Settings
 from jobs.sinks.base import Addition, Position, Refused, Sink, StoreUnavailable
@@ -73,6 +74,7 @@ class KafkaRelay(Sink):
         self._position_lock = asyncio.Lock()
         self._committing: asyncio.Task[None] | None = None
         self._schema_ids: dict[str, int] = {}
+        self._signers = {topic.name: FrameSigner(settings, topic, f"relay-{self.name}") for topic in self.targets}
         self._frame_events = {
             topic.name: min(
                 [
@@ -240,11 +242,12 @@ class KafkaRelay(Sink):
                     value=value,
                     key=str(shard).encode(),
                     partition=shard,
+                    headers=self._signers[topic.name].headers(shard, value),
                     on_delivery=delivered,
                 )
                 self._producer.poll(0)
             waiting = self._producer.flush(DELIVERY_SECONDS + 1)
-        except (BufferError, KafkaException) as error:
+        except (BufferError, KafkaException, ProducerKeyError) as error:
             self._drop_producer()
             raise StoreUnavailable(f"Kafka did not take a command of relay {self.name}: {error}") from error
         if failures or waiting:

@@ -9,6 +9,8 @@ Keys of a shard share a hash tag (``{shard}``), so that they live on one node of
 - ``book:{shard}:SYMBOL``: ``sequence`` (of the symbol's market data), ``B<price>`` and ``S<price>`` (``lots orders``)
   for each level, the fields of `TopOfBook`, ``status``, ``reference_price``, ``last_price``, ``last_quantity``,
   ``last_trade_id``
+- ``book-orders:{shard}:SYMBOL``, for symbols with an order feed: ``<place>`` (``side price lots``) for each resting
+  order; it is of the sequence of the symbol's book
 - ``order:{shard}:ID``: the order's last report; a day after its end it is forgotten
 - ``position:{shard}:SINK``: next offset, sequence, unreadable records
 
@@ -32,7 +34,7 @@ from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.frames import Events
 
-__all__ = ["ValkeyBooksSink", "ValkeyOrdersSink", "book_key", "order_key"]
+__all__ = ["ValkeyBooksSink", "ValkeyOrdersSink", "book_key", "book_orders_key", "order_key"]
 
 CALL_SECONDS: Final = 5.0
 ORDER_KEPT_SECONDS: Final = 86_400
@@ -62,6 +64,10 @@ Change = tuple[str, str, tuple[str | int, ...]]
 
 def book_key(settings: Settings, shard: int, symbol: str) -> str:
     return f"{settings.topic_prefix}book:{{{shard}}}:{symbol}"
+
+
+def book_orders_key(settings: Settings, shard: int, symbol: str) -> str:
+    return f"{settings.topic_prefix}book-orders:{{{shard}}}:{symbol}"
 
 
 def order_key(settings: Settings, shard: int, order_id: int) -> str:
@@ -144,7 +150,7 @@ def _place(position: Position) -> str:
 
 
 class ValkeyBooksSink(ValkeySink):
-    """matching.market-data into books. Of a batch only the last state of each level is written."""
+    """matching.market-data into books. Of a batch only the last state of each level and order is written."""
 
     name: ClassVar[str] = "valkey-books"
     topic: ClassVar[Topic] = MATCHING_MARKET_DATA
@@ -153,6 +159,7 @@ class ValkeyBooksSink(ValkeySink):
     def changes(self, shard: int, frames: Sequence[Events]) -> Iterable[Change]:
         codec = codec_of(self.topic.name)
         books: dict[str, dict[str, str | int | None]] = {}
+        orders: dict[str, dict[str, str | int | None]] = {}
         for events in frames:
             for event in render_events(codec, events):
                 book = books.setdefault(event["symbol"], {})
@@ -168,13 +175,24 @@ class ValkeyBooksSink(ValkeySink):
                                  "last_trade_id": event["trade_id"]}  # fmt: skip
                     case "SecurityStatus":
                         book |= {"status": event["status"], "reference_price": event["reference_price"]}
+                    case "BookOrder":
+                        order = f"{event['side']} {event['price']} {event['quantity']}"
+                        own = orders.setdefault(event["symbol"], {})
+                        own[str(event["place"])] = order if event["quantity"] else None
         for symbol, book in books.items():
-            key = book_key(self._settings, shard, symbol)
-            present = ((name, value) for name, value in book.items() if value is not None)
-            yield key, "HSET", tuple(part for pair in present for part in pair)
-            gone = tuple(name for name, value in book.items() if value is None)
-            if gone:
-                yield key, "HDEL", gone
+            yield from _hash_changes(book_key(self._settings, shard, symbol), book)
+        for symbol, own in orders.items():
+            yield from _hash_changes(book_orders_key(self._settings, shard, symbol), own)
+
+
+def _hash_changes(key: str, fields: Mapping[str, str | int | None]) -> Iterable[Change]:
+    """Set the fields of a hash that have a value, and remove the others."""
+    present = tuple(part for name, value in fields.items() if value is not None for part in (name, value))
+    if present:
+        yield key, "HSET", present
+    gone = tuple(name for name, value in fields.items() if value is None)
+    if gone:
+        yield key, "HDEL", gone
 
 
 class ValkeyOrdersSink(ValkeySink):

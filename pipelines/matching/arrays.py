@@ -36,7 +36,7 @@ FRAME: Final = 6
 """Counts frames, to tell which levels and symbols this one has touched."""
 REPORTS: Final = 7
 TRADES: Final = 8
-"""Rows of market data so far: trades and statuses; levels and tops follow at the end of the frame."""
+"""Rows of market data so far: trades, orders and statuses; levels and tops follow at the end of the frame."""
 TOUCHED: Final = 9
 TOUCHED_SYMBOLS: Final = 10
 QUEUE_HEAD: Final = 11
@@ -101,6 +101,7 @@ class MatchingArrays(ArrayTable):
     price_levels: NDArray[np.void]
     tops: NDArray[np.void]
     statuses: NDArray[np.void]
+    book_orders: NDArray[np.void]
     market_rows: NDArray[np.int64]
     touched: NDArray[np.int64]
     """(side, price, whether the level had been published) of each level that the frame changed."""

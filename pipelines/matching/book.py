@@ -29,7 +29,7 @@ from pipelines.pages import PAGE_BYTES, mark
 __all__ = [
     "execution", "find_name", "free_order", "intern", "link", "mark_account", "mark_extra", "mark_order",
     "mark_symbol", "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "short_text",
-    "shown_quantity", "touch", "touch_symbol", "unlink",
+    "shown_quantity", "tell_order", "touch", "touch_symbol", "unlink",
 ]  # fmt: skip
 
 _ORDER_BITS: Final = (PAGE_BYTES // 64).bit_length() - 1
@@ -42,6 +42,9 @@ BUY: Final = np.int64(Side.BUY)
 TRADE: Final = np.int64(ExecType.TRADE)
 STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
 STATUS_FILLED: Final = np.int64(OrderStatus.FILLED)
+
+BOOK_ORDER: Final = 4
+"""Kind of BookOrder on the market data topic."""
 
 _EIGHT: Final = np.uint64(8)
 _ALL: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -292,6 +295,29 @@ def touch(state: Any, number: Any) -> None:
         touch_symbol(state, side // SIDES)
 
 
+@compiled
+def _tell_order(state: Any, slot: Any, side: Any, shown: Any) -> None:
+    number = next_market_row(state)
+    order = state.orders[slot]
+    instrument = state.symbols[side // SIDES]
+    instrument.sequence += 1
+    row = state.book_orders[number]
+    row.kind = BOOK_ORDER
+    row.symbol = instrument.word
+    row.sequence = instrument.sequence
+    row.place = order.priority
+    row.side = side & 1
+    row.price = order.price
+    row.quantity = shown
+
+
+@compiled_inline
+def tell_order(state: Any, slot: Any, side: Any, shown: Any) -> None:
+    """Tell the market what an order on side number ``side`` now shows, where its orders are told; 0: it is gone."""
+    if state.sides[side].feed != 0:
+        _tell_order(state, slot, side, shown)
+
+
 @compiled_inline
 def shown_quantity(state: Any, order: Any, slot: Any) -> Any:
     """Lots of a resting order that the public sees."""
@@ -349,6 +375,7 @@ def link(state: Any, slot: Any, side: Any, price: Any) -> None:
     state.meta[arrays.PRIORITY] += 1
     order.priority = state.meta[arrays.PRIORITY]
     mark_order(state, slot)
+    tell_order(state, slot, side, shown)
 
 
 @compiled
@@ -358,6 +385,7 @@ def unlink(state: Any, slot: Any) -> None:
     number = np.int64(order.level)
     level = state.levels[number]
     touch(state, number)
+    tell_order(state, slot, np.int64(level.side), np.int64(0))
     before = np.int64(order.prev)
     after = np.int64(order.next)
     order.level = 0

@@ -32,6 +32,7 @@ from pipelines.matching.book import (
     short_text,
     shown_quantity,
     take_off,
+    tell_order,
     touch,
     touch_symbol,
     unlink,
@@ -286,8 +287,30 @@ def define_symbol(state: Any, command: Any) -> Any:
     if instrument.defined == 0:
         instrument.defined = 1
         state.meta[arrays.SYMBOLS_DEFINED] += 1
+    if instrument.order_feed != command.order_feed:
+        _switch_order_feed(state, symbol, command.order_feed)
     mark_symbol(state, symbol)
     return NONE
+
+
+@compiled
+def _switch_order_feed(state: Any, symbol: Any, is_told: Any) -> None:
+    """Tell a symbol's orders from now on, beginning with those that rest; or tell no longer, after saying that all
+    have left."""
+    instrument = state.symbols[symbol]
+    instrument.order_feed = is_told
+    for kind in range(BIDS, ASKS + 1):
+        side = symbol * SIDES + kind
+        state.sides[side].feed = 1
+        number = np.int64(state.sides[side].best)
+        while number != 0:
+            slot = np.int64(state.levels[number].head)
+            while slot != 0:
+                shown = shown_quantity(state, state.orders[slot], slot) if is_told != 0 else np.int64(0)
+                tell_order(state, slot, side, shown)
+                slot = np.int64(state.orders[slot].next)
+            number = next_level(state, number)
+        state.sides[side].feed = is_told
 
 
 @compiled
@@ -612,6 +635,8 @@ def _after_fill(state: Any, slot: Any) -> None:
         state.extras[slot].shown = min(state.extras[slot].display_quantity, order.leaves)
         mark(state.dirty, state.first_pages[arrays.EXTRAS_PAGES] + (slot >> _BITS_64))
         link(state, slot, side, order.price)
+    else:
+        tell_order(state, slot, np.int64(state.levels[order.level].side), shown_quantity(state, order, slot))
 
 
 @compiled

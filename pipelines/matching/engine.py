@@ -33,6 +33,7 @@ from pipelines.matching.book import (
     order_report,
     shown_quantity,
     take_off,
+    tell_order,
     touch,
     unlink,
 )
@@ -618,6 +619,8 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
             mark_extra(state, slot)
         order.leaves = quantity
         mark_order(state, slot)
+        if left != shown:
+            tell_order(state, slot, np.int64(level.side), left)
     else:
         unlink(state, slot)
         order.price = price
@@ -686,6 +689,8 @@ def _prevent_self_trade(state: Any, given: Any, slot: Any, maker: Any, leaves: A
         if resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
             state.extras[maker].shown = left
             mark_extra(state, maker)
+        if left != shown:
+            tell_order(state, maker, np.int64(level.side), left)
         if resting.flags & CHECKED:
             release(state, maker, common, False)
         mark_order(state, maker)
@@ -730,9 +735,43 @@ def _expires_at(state: Any, slot: Any) -> Any:
     return state.extras[slot].expire_at if order.flags & HAS_EXTRA else np.int64(0)
 
 
+@compiled_inline
+def _read_path(state: Any, side: Any, price: Any) -> Any:
+    """Read what the way to a price in the tree of a side takes, and its level if there is one."""
+    found = state.sides[side]
+    node = np.int64(found.root)
+    height = np.int64(found.height)
+    seen = np.int64(0)
+    if price >> (6 * height) == found.base:
+        shift = 6 * height - 6
+        while shift >= 0 and node != 0:
+            seen ^= np.int64(state.bits[node])
+            node = np.int64(state.children[node * 64 + ((price >> shift) & 63)])
+            shift -= 6
+        if shift < 0:
+            seen ^= state.levels[node].shown
+    return seen
+
+
+@compiled_inline
+def _read_symbol(state: Any, symbol: Any) -> Any:
+    """Read what every event of a symbol takes."""
+    sides = symbol * SIDES
+    seen = state.symbols[symbol].status ^ state.symbols[symbol].word ^ state.best[symbol, 0] ^ state.best[symbol, 4]
+    return seen ^ np.int64(state.sides[sides + BIDS].best) ^ np.int64(state.sides[sides + BUY_STOPS].best)
+
+
+@compiled_inline
+def _read_tops(state: Any, symbol: Any) -> Any:
+    """Read the best levels of a symbol; after `_read_symbol`."""
+    sides = symbol * SIDES
+    return state.levels[state.sides[sides + BIDS].best].price ^ state.levels[state.sides[sides + ASKS].best].price
+
+
 @compiled
 def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
-    """Bring the orders that the next events name into the cache, many at a time instead of one after another."""
+    """Bring the orders that the next events name, and the parts of the books that they will meet, into the cache: many
+    at a time instead of one after another. Each loop reads where the one before it led."""
     seen = np.int64(0)
     for i in range(first, end):
         command = commands[i]
@@ -751,17 +790,26 @@ def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
             if slot >= 0:
                 order = state.orders[slot]
                 seen ^= np.int64(state.orders[order.next].level) ^ np.int64(state.orders[order.prev].level)
-                seen ^= np.int64(state.levels[order.level].orders)
-                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
-                seen ^= np.int64(state.sides[side].root) ^ state.symbols[order.symbol].status
+                seen ^= np.int64(state.levels[order.level].orders) ^ _read_symbol(state, np.int64(order.symbol))
+        elif command.kind == NEW_ORDER:
+            symbol = symbol_of(state, command.symbol)
+            if symbol >= 0:
+                seen ^= _read_symbol(state, symbol)
     for i in range(first, end):
-        amend = state.amends[i]
-        if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
-            slot = id_index.peek(state.order_index, amend.order_id)
+        command = commands[i]
+        if command.kind == CANCEL_ORDER or command.kind == AMEND_ORDER:
+            slot = id_index.peek(state.order_index, command.order_id)
             if slot >= 0:
                 order = state.orders[slot]
                 side = np.int64(order.symbol) * SIDES + np.int64(order.side)
-                seen ^= np.int64(find_level(state, side, amend.price))
+                seen ^= _read_path(state, side, order.price) ^ _read_tops(state, np.int64(order.symbol))
+                amend = state.amends[i]
+                if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
+                    seen ^= _read_path(state, side, amend.price)
+        elif command.kind == NEW_ORDER and 0 < command.price <= MAX_PRICE:
+            symbol = symbol_of(state, command.symbol)
+            if symbol >= 0:
+                seen ^= _read_tops(state, symbol) ^ _read_path(state, symbol * SIDES + command.side, command.price)
     state.work[arrays.SUM] = seen
 
 
@@ -955,6 +1003,7 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
             low = min(low, price)
             high = max(high, price)
             if resting.leaves == 0:
+                tell_order(state, maker, opposite, np.int64(0))
                 following = np.int64(resting.next)
                 level.head = following
                 level.orders -= 1
@@ -974,9 +1023,11 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
                 extra.shown = min(extra.display_quantity, resting.leaves)
                 mark_extra(state, maker)
                 link(state, maker, opposite, price)
-            elif resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
-                state.extras[maker].shown = shown - quantity
-                mark_extra(state, maker)
+            else:
+                tell_order(state, maker, opposite, shown - quantity)
+                if resting.flags & HAS_EXTRA and state.extras[maker].display_quantity > 0:
+                    state.extras[maker].shown = shown - quantity
+                    mark_extra(state, maker)
     if leaves > 0 and ends == NONE and must_not_rest:
         ends = np.int64(IMMEDIATE_OR_CANCEL)
     if leaves > 0 and ends == NONE:
@@ -1132,6 +1183,8 @@ def rebuild(state: Any, slots: Any) -> None:
     for number in range(1, state.work[LEVELS] + 1):
         state.levels[number].published = 1
     for symbol in range(state.meta[arrays.SYMBOLS]):
+        state.sides[symbol * SIDES + BIDS].feed = state.symbols[symbol].order_feed
+        state.sides[symbol * SIDES + ASKS].feed = state.symbols[symbol].order_feed
         state.best[symbol, 0], state.best[symbol, 1], state.best[symbol, 2], state.best[symbol, 3] = _tops(
             state, symbol
         )

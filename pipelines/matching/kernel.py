@@ -72,7 +72,7 @@ _EVENT_TYPES: Final = {
         "SecurityTradingStatus", "KillSwitch", "MarkPrice", "SessionLimit",
     ),
     _REPORTS: ("ExecutionReport", "OrderCancelReject", "MassCancelReport", "AdminReport"),
-    _MARKET_DATA: ("Trade", "PriceLevel", "TopOfBook", "SecurityStatus"),
+    _MARKET_DATA: ("Trade", "PriceLevel", "TopOfBook", "SecurityStatus", "BookOrder"),
 }  # fmt: skip
 
 
@@ -145,6 +145,7 @@ class MatchingKernel:
                 price_levels=_seen_as(market_types[1].dtype, market_rows),
                 tops=_seen_as(market_types[2].dtype, market_rows),
                 statuses=_seen_as(market_types[3].dtype, market_rows),
+                book_orders=_seen_as(market_types[4].dtype, market_rows),
                 market_rows=market_rows,
                 touched=pages.reserve(np.int64, 4 * 4 * _BUFFER_ROWS).reshape(-1, 4),
                 touched_symbols=pages.reserve(np.int64, max_symbols),

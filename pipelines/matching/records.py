@@ -193,6 +193,7 @@ SYMBOL: Final = _record(
     ("mark_price", "<i8"),
     ("defined", "<i8"),
     ("word", "<i8"),
+    ("order_feed", "<i8"),
 )
 """``name`` is a slot of NAME and ``word`` how a row points to it, assets are slots of NAME; ``last_price`` is 0 before
 the first trade; ``checks`` is 1 when the instrument limits orders by band, quantity or notional."""
@@ -271,8 +272,9 @@ SESSION: Final = _record(
     ("window_count", "<i8"),
 )
 
-SIDE: Final = _record(32, ("base", "<i8"), ("best", "<i4"), ("root", "<i4"), ("height", "<i4"), ("levels", "<i4"))
-"""One side of a book, see `pipelines.matching.ladder`."""
+SIDE: Final = _record(32, ("base", "<i8"), ("best", "<i4"), ("root", "<i4"), ("height", "<i4"), ("levels", "<i4"),
+                      ("feed", "<i4"))  # fmt: skip
+"""One side of a book, see `pipelines.matching.ladder`; ``feed``: whether market data tells its orders."""
 
 LEVEL: Final = _record(
     64,

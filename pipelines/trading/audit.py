@@ -25,7 +25,10 @@ from pipelines.frames import Frame
 
 __all__ = ["Order", "OrderEvent", "OrderHistory", "audit_trail", "rts24"]
 
-_VALIDITY: Final = {"DAY": "GODA", "GTC": "GOTC", "GTD": "GOTT", "IOC": "IOCA", "FOK": "FOKA"}
+_VALIDITY: Final = {"DAY": "DAVY", "GTC": "GTCV", "GTD": "GTSV", "IOC": "IOCV", "FOK": "FOKV"}
+"""Field 10. A GTD order ends at a moment, not with a day: good till specified date and time."""
+_SIDES: Final = {"BUY": "BUYI", "SELL": "SELL"}
+"""Field 32."""
 _BY_THE_MEMBER: Final = frozenset({"USER_REQUEST", "MASS_CANCEL", "KILL_SWITCH"})
 _ENDED: Final = frozenset({"FILLED", "CANCELED", "EXPIRED", "REJECTED"})
 _TRAIL_TYPES: Final = {
@@ -218,7 +221,9 @@ def audit_trail(event: OrderEvent) -> dict[str, Any]:
 def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | None:
     """The order record of an event, None for a refused cancel or amendment, which changes no order.
 
-    ``reference`` has ``accounts`` (account -> fields 1 to 8 by number) and ``symbols`` (symbol -> 16, 17, 18, 29).
+    The minimum quantity is that of all executions on entry together, hence field 40 (minimum acceptable quantity);
+    there is no least size of a single execution (41, 42). ``reference`` has ``accounts`` (account -> fields 1 to 8 by
+    number) and ``symbols`` (symbol -> 16, 17, 18, 29).
     """
     order = event.order
     if order is None or event.exec_type.endswith("_REFUSED"):
@@ -234,14 +239,14 @@ def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | N
         "12": _time(order.expire_at) if order.expire_at else None, "13": _time(order.priority_at), "14": None,
         "15": event.sequence, "16": instrument.get("16"), "17": instrument.get("17", order.symbol),
         "18": instrument.get("18"), "19": _time(order.received_at)[:10], "20": f"{event.shard}-{order.order_id}",
-        "21": _change(event), "22": "STOP" if is_stop else "LMTO", "23": order.order_type,
+        "21": _change(event), "22": order.order_type, "23": "STOP" if is_stop else "LMTO",
         "24": order.price or None, "25": None, "26": order.stop_price or None, "27": None,
         "28": event.trade_price if is_trade else None, "29": instrument.get("29"), "30": None, "31": "MONE",
-        "32": order.side, "33": "INAC" if order.is_waiting or order.status == "SUSPENDED" else "ACTI",
+        "32": _SIDES[order.side], "33": "INAC" if order.is_waiting or order.status == "SUSPENDED" else "ACTI",
         "34": "UNIT", "35": None,
         "36": order.initial_quantity, "37": order.leaves_quantity, "38": displayed,
-        "39": event.trade_quantity if is_trade else None, "40": None, "41": order.minimum_quantity or None,
-        "42": order.minimum_quantity > 0, "43": order.post_only,
+        "39": event.trade_quantity if is_trade else None, "40": order.minimum_quantity or None, "41": None,
+        "42": None, "43": order.post_only,
         "44": ("PASV" if event.is_maker else "AGRE") if is_trade else None, "45": prevents, "46": None, "47": None,
         "48": f"{event.shard}-{event.execution_id}" if is_trade else None, "49": None, "50": None, "51": None,
     }  # fmt: skip

@@ -125,6 +125,53 @@ def test_an_account_has_a_limit_of_its_own(session: httpx.Client) -> None:
     assert write(session, "/v1/orders", order(1999, "BUY", 1, 1)).status_code == 202
 
 
+def test_a_client_trades_only_the_accounts_that_it_was_granted(
+    environment: Settings, api: ApiServer, channel: grpc.Channel
+) -> None:
+    member = api.new_client("orders:write", accounts=["MARY"])
+    token = api.token(client=member)
+    mine = {"order_id": 451, "symbol": "GRANT", "side": "BUY", "price": 5, "quantity": 1, "account": "MARY"}
+    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as session:
+        for path, body in (
+            ("/v1/orders", mine | {"account": "NED"}),
+            ("/v1/orders", [mine, mine | {"account": "NED"}]),
+            ("/v1/orders/events", [{"type": "MassCancel", "account": "NED"}]),
+            ("/v1/orders/451/cancel", {"symbol": "GRANT", "account": "NED"}),
+            ("/v1/orders", {name: value for name, value in mine.items() if name != "account"}),
+        ):
+            refused = write(session, path, body)
+            assert (refused.status_code, refused.json()["type"]) == (403, "/problems/account-not-granted"), path
+        assert write(session, "/v1/orders", mine, Prefer="wait=20").status_code == 201
+
+        stub, metadata = TradingServiceStub(channel), (("authorization", f"Bearer {token}"),)
+        ned = pb.PlaceOrderRequest(order_id=452, account="NED", symbol="GRANT", side=pb.BUY, price=5, quantity=1)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.PlaceOrder(ned, 20, metadata)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        requests: SimpleQueue[Any] = SimpleQueue()
+        events = stub.OrderStream(iter(requests.get, None), 60, metadata)
+        requests.put(pb.OrderRequest(request_id=1, listen=pb.Listen(account="NED")))
+        requests.put(pb.OrderRequest(request_id=2, place=ned))
+        requests.put(pb.OrderRequest(request_id=3, listen=pb.Listen(account="MARY")))
+        told = [next(events) for _ in range(3)]
+        assert [(event.request_id, event.refusal.code) for event in told] == [
+            (1, "PERMISSION_DENIED"), (2, "PERMISSION_DENIED"), (3, ""),
+        ]  # fmt: skip
+
+        api.clients.withdraw(member[0], ["MARY"])
+        assert write(session, "/v1/orders/451/cancel", {"symbol": "GRANT", "account": "MARY"}).status_code == 403
+        with pytest.raises(grpc.RpcError) as caught:
+            next(events)  # the stream that listens to an account that was withdrawn ends
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    accounts = {
+        event["account"]
+        for events_ in frames_in_topic(environment, MATCHING_COMMANDS).values()
+        for event in events_
+        if event.get("symbol") == "GRANT"
+    }
+    assert accounts == {"MARY"}
+
+
 @pytest.fixture(scope="module")
 def channel(api: ApiServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
@@ -229,6 +276,10 @@ def test_books_and_orders_are_what_the_reports_said(api: ApiServer, session: htt
     assert session.get("/v1/orders/2004").status_code == 400
     with api.session("orders:write") as writer:
         assert writer.get("/v1/books/BOOK").status_code == 403
+    stranger = api.token(client=api.new_client("orders:read", accounts=["C"]))
+    theirs = {"headers": {"Authorization": f"Bearer {stranger}"}, "timeout": 30}
+    assert httpx.get(f"{api.url}/v1/orders/2004?symbol=BOOK", **theirs).status_code == 404
+    assert httpx.get(f"{api.url}/v1/books/BOOK", **theirs).status_code == 200
 
 
 async def test_the_feed_is_a_snapshot_and_every_increment_after_it(
@@ -290,7 +341,9 @@ def test_the_audit_tells_from_the_topics_what_happened(
 ) -> None:
     mine = order(4001, "SELL", 60, 2, symbol="AUDIT", account="FAY")
     write(session, "/v1/orders", [mine, order(4002, "BUY", 60, 2, symbol="AUDIT")], Prefer="wait=20")
-    wanted = environment.model_copy(update={"data_dir": tmp_path})
+    wanted = environment.model_copy(
+        update={"data_dir": tmp_path, "producer_keys_file": str(environment.producer_keys_path)}
+    )
 
     def run(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
@@ -310,6 +363,48 @@ def test_the_audit_tells_from_the_topics_what_happened(
     assert "the HMAC is wrong" in run("verify", *files, code=1)
     life = run("explain", "4001", "--symbol", "AUDIT")
     assert [word in life for word in ("ORDER_ACCEPTED", "ORDER_TRADE (MAKER)", "FILLED")] == [True] * 3
+
+
+async def test_the_order_feed_is_every_resting_order_in_its_place(
+    api: ApiServer, session: httpx.Client, projections: None
+) -> None:
+    def enter(number: int, side: str, price: int, quantity: int, **more: Any) -> None:
+        write(session, "/v1/orders", order(5000 + number, side, price, quantity, symbol="L3", **more), Prefer="wait=20")
+
+    def listed() -> tuple[int, dict[int, tuple[str, int, int]]]:
+        found = session.get("/v1/books/L3?orders=true").json()
+        return found.get("sequence", 0), {
+            row["place"]: (row["side"], row["price"], row["quantity"]) for row in found.get("orders", [])
+        }
+
+    definition = {"type": "SymbolDefinition", "symbol": "L3", "order_feed": True}
+    assert write(session, "/v1/trading/events", definition, Prefer="wait=20").status_code == 201
+    enter(1, "SELL", 50, 9, display_quantity=3)
+    enter(2, "SELL", 50, 4)
+    await asyncio.to_thread(wait_until, lambda: len(listed()[1]) == 2, 60, "both orders are listed")
+    token = {"Authorization": f"Bearer {api.token('orders:read')}"}
+    url = f"{api.url}/v1/market-data"
+    async with aiohttp.ClientSession(headers=token) as http, http.ws_connect(url) as socket, asyncio.timeout(90):
+        await socket.send_json({"op": "subscribe", "symbol": "L3", "channels": ["l3"]})
+        snapshot = await socket.receive_json()
+        assert [(row["side"], row["price"], row["quantity"]) for row in snapshot["orders"]] == [
+            ("SELL", 50, 3), ("SELL", 50, 4),
+        ]  # fmt: skip
+        book = {row["place"]: (row["side"], row["price"], row["quantity"]) for row in snapshot["orders"]}
+        await asyncio.to_thread(enter, 3, "BUY", 50, 5)
+        await asyncio.to_thread(enter, 4, "BUY", 49, 1)
+        reached = snapshot["sequence"]
+        while not any(side == "BUY" for side, _, _ in book.values()):
+            told = await socket.receive_json()
+            assert (told["type"], told["previous"]) == ("BookOrder", reached)
+            reached = told["sequence"]
+            book.pop(told["place"], None)
+            if told["quantity"]:
+                book[told["place"]] = (told["side"], told["price"], told["quantity"])
+        # the iceberg showed 3, then its next 3 behind the other order, of which 2 lots are left
+        assert [book[place] for place in sorted(book)] == [("SELL", 50, 2), ("SELL", 50, 3), ("BUY", 49, 1)]
+        await asyncio.to_thread(wait_until, lambda: listed()[0] >= reached, 60, "the store has it too")
+        assert listed()[1] == book
 
 
 def test_admin_events_reach_every_shard_and_deposits_one(

@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
+from pipelines.matching import ladder
 from pipelines.matching.kernel import MatchingKernel
 from tests.support.matching_frames import Matching, command_frame
 from tests.support.matching_model import MatchingModel
@@ -86,12 +87,17 @@ SETUP = [
 ]  # fmt: skip
 
 
+# every order is told to the market
+FEEDS = [{"type": "SymbolDefinition", "symbol": symbol, "order_feed": True} for symbol in SYMBOLS]
+
+
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(frames=FRAMES)
 def test_same_reports_as_the_model(frames: list[list[dict[str, Any]]]) -> None:
     matching = Matching()
     model = MatchingModel()
     model.symbols = SYMBOLS
+    assert set(matching.short(*FEEDS)) == {"DONE"}
     assert matching.short(*SETUP) == model.apply(SETUP)
     for clock, commands in enumerate(frames, start=1):
         assert matching.short(*commands, at=clock) == model.apply(commands, clock)
@@ -117,9 +123,36 @@ def check_market_data(matching: Matching, model: MatchingModel) -> None:
         levels = [("BUY", row) for row in bids] + [("SELL", row) for row in asks]
         live = {key: value for key, value in book.items() if value[0]}
         assert live == {(side, row[0]): (row[1], row[2]) for side, row in levels}
+        check_orders(matching, symbol, events)
         assert top == ((*bids[0][:2],) if bids else (0, 0)) + ((*asks[0][:2],) if asks else (0, 0))
     traded = sum(event["quantity"] for event in matching.market_data if event["type"] == "Trade")
     assert traded == model.traded
+
+
+def check_orders(matching: Matching, symbol: str, events: list[dict[str, Any]]) -> None:
+    """The order-by-order feed adds up to the queues: the same orders in the same order, showing what levels show."""
+    orders: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["type"] == "BookOrder":
+            known = orders.pop(event["place"], None)
+            assert known is not None or event["quantity"] > 0
+            assert known is None or all(known[name] == event[name] for name in ("side", "price"))
+            assert known is None or known["quantity"] != event["quantity"]  # what the public does not see is not told
+            if event["quantity"]:
+                orders[event["place"]] = event
+    number = matching.kernel.symbols.index(symbol)
+    for kind, side, levels in ((ladder.BIDS, "BUY", matching.book(symbol)[0]),
+                               (ladder.ASKS, "SELL", matching.book(symbol)[1])):  # fmt: skip
+        queues = matching.kernel.queue(number, kind)
+        own = sorted(
+            (-order["price"] if side == "BUY" else order["price"], place)
+            for place, order in orders.items() if order["side"] == side
+        )  # fmt: skip
+        assert [place for _, place in own] == [int(order["priority"]) for queue in queues for order in queue]
+        assert levels == [
+            (int(queue[0]["price"]), sum(orders[int(order["priority"])]["quantity"] for order in queue), len(queue))
+            for queue in queues
+        ]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -16,10 +16,12 @@ from uuid import uuid4
 import httpx
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from api.clients import ClientStore
+from api.clients import EVERY_ACCOUNT, ClientStore
+from infra.producer_keys import FrameVerifier
 from infra.registry import schema_ids
 from infra.settings import Settings
 from jobs.inprocess import InProcess
+from jobs.topic_reader import signature_of
 from pipelines.catalogue import LEDGER_COMMANDS, PIPELINES, Topic
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
@@ -41,12 +43,16 @@ class ApiServer:
     def url(self) -> str:
         return self.environment.api_url
 
-    def new_client(self, *scopes: str) -> tuple[str, str]:
-        client, secret = ClientStore(self.environment.secrets_dir / "clients.json").add("tester", scopes)
+    @property
+    def clients(self) -> ClientStore:
+        return ClientStore(self.environment.secrets_dir / "clients.json")
+
+    def new_client(self, *scopes: str, accounts: Iterable[str] = (EVERY_ACCOUNT,)) -> tuple[str, str]:
+        client, secret = self.clients.add("tester", scopes, accounts=list(accounts))
         return client.client_id, secret
 
-    def token(self, *scopes: str) -> str:
-        client = self.new_client(*scopes)
+    def token(self, *scopes: str, client: tuple[str, str] | None = None) -> str:
+        client = client or self.new_client(*scopes)
         grant = {"grant_type": "client_credentials"}
         answer = httpx.post(f"{self.url}/oauth/token", data=grant, auth=client, timeout=20)
         return str(answer.raise_for_status().json()["access_token"])
@@ -72,7 +78,13 @@ class ApiServer:
 def running_api(environment: Settings, directory: Path, **options: Any) -> Iterator[ApiServer]:
     """The API of ``environment``; ``options`` are `api.config.ApiSettings` fields."""
     directory.mkdir(parents=True, exist_ok=True)
-    own = environment.model_copy(update={"data_dir": directory, "api_port": free_ports(1)[0]})
+    own = environment.model_copy(
+        update={
+            "data_dir": directory,
+            "api_port": free_ports(1)[0],
+            "producer_keys_file": str(environment.producer_keys_path),
+        }
+    )
     settings = {f"STREAMBANK_API_{name.upper()}": str(value) for name, value in options.items()}
     log_file = directory / "api.log"
     with log_file.open("wb") as log:
@@ -157,12 +169,15 @@ def running_system(environment: Settings, system: str, produced_at: int | None =
         producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
         try:
             kernels = InProcess(pipeline, schema_ids(environment))
+            verifier = FrameVerifier(environment, commands)
             name = environment.kafka_topic(commands.name)
             consumer.assign([TopicPartition(name, partition, 0) for partition in range(commands.partitions)])
             while not stopping.is_set():
                 message = consumer.poll(0.1)
                 if message is None or message.error() is not None:
                     continue
+                place = message.partition(), message.offset()
+                verifier.check(*place, message.value(), signature_of(message))
                 frame = codec.decode(unwrap(message.value())[1])
                 if produced_at is not None:
                     frame = replace(frame, produced_at=produced_at)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from infra.producer_keys import FrameSigner
 from infra.settings import Settings
 from jobs.inprocess import InProcess
-from pipelines.catalogue import LEDGER_COMMANDS, Pipeline
+from pipelines.catalogue import LEDGER_COMMANDS, TOPICS, Pipeline
 from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
 from pipelines.shard import Reader, catalogue_reader
@@ -79,7 +80,8 @@ def expected(
 
 
 def produce(config: Settings, topic: str, log: Iterable[Record]) -> None:
-    """Send the records in order and wait until the broker has them all."""
+    """Send the records in order, signed as the API signs them, and wait until the broker has them all."""
+    signer = FrameSigner(config, TOPICS[topic], "api")
     producer = Producer(
         {
             "bootstrap.servers": config.kafka_bootstrap,
@@ -92,7 +94,11 @@ def produce(config: Settings, topic: str, log: Iterable[Record]) -> None:
         while True:
             try:
                 producer.produce(
-                    config.kafka_topic(topic), record.value, key=str(record.partition), partition=record.partition
+                    config.kafka_topic(topic),
+                    record.value,
+                    key=str(record.partition),
+                    partition=record.partition,
+                    headers=signer.headers(record.partition, record.value),
                 )
                 break
             except BufferError:

@@ -127,6 +127,26 @@ async def test_a_revoked_client_is_refused_at_once(
     assert (await refusal(authenticator, authorization)).status == 401
 
 
+async def test_accounts_are_granted_and_withdrawn_at_once(
+    authenticator: Authenticator, keys: KeyStore, clients: ClientStore, client: Client, tmp_path: Path
+) -> None:
+    authorization = f"Bearer {token_of(keys, client)}"
+
+    async def may_trade(account: str) -> bool:
+        return (await authenticator.principal(authorization, "ledger:write")).may_trade(account)
+
+    assert not await may_trade("ALICE")
+    elsewhere = ClientStore(tmp_path / "clients.json")  # another process
+    elsewhere.grant(client.client_id, ["BOB", "ALICE", "ALICE"])
+    assert [await may_trade(name) for name in ("ALICE", "BOB", "CAROL", "")] == [True, True, False, False]
+    assert elsewhere.withdraw(client.client_id, ["ALICE"]).accounts == ("BOB",)
+    assert [await may_trade(name) for name in ("ALICE", "BOB")] == [False, True]
+    elsewhere.grant(client.client_id, ["*"])
+    assert await may_trade("CAROL")
+    with pytest.raises(ClientError, match="1 to 32 bytes"):
+        clients.grant(client.client_id, ["x" * 33])
+
+
 async def test_rotation_keeps_old_tokens_valid_until_they_expire(
     authenticator: Authenticator, keys: KeyStore, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,44 @@ def test_iceberg_shows_a_part_and_goes_behind_when_it_shows_the_next(matching: M
     matching.kernel.audit()
 
 
+def book_orders(matching: Matching) -> list[tuple[Any, ...]]:
+    """The order feed since the last call: (place, side, price, lots)."""
+    found = [
+        tuple(event[name] for name in ("place", "side", "price", "quantity"))
+        for event in matching.market_data if event["type"] == "BookOrder"
+    ]  # fmt: skip
+    matching.market_data.clear()
+    return found
+
+
+def test_the_order_feed_tells_each_resting_order_while_it_is_on(matching: Matching) -> None:
+    feed = {"type": "SymbolDefinition", "symbol": "TEST"}
+    matching.apply(new(1, "SELL", 10, 10, display_quantity=4), new(2, "SELL", 10, 3), new(3, "BUY", 9, 5))
+    matching.apply(new(4, "BUY", 0, 1, order_type="STOP", stop_price=50))
+    assert book_orders(matching) == []
+    matching.apply(feed | {"order_feed": True})
+    assert book_orders(matching) == [(3, "BUY", 9, 5), (1, "SELL", 10, 4), (2, "SELL", 10, 3)]
+    matching.apply(new(5, "BUY", 10, 5))
+    # the iceberg's next part goes behind the queue: it leaves and comes back with another place
+    assert book_orders(matching) == [(1, "SELL", 10, 0), (5, "SELL", 10, 4), (2, "SELL", 10, 2)]
+    matching.apply(amend(3, quantity=2), amend(3, 8), amend(1, quantity=5), cancel(2))
+    assert book_orders(matching) == [(3, "BUY", 9, 2), (3, "BUY", 9, 0), (6, "BUY", 8, 2), (2, "SELL", 10, 0)]
+    # an auction: both sides of its trades
+    matching.apply(status("PRE_OPEN"), new(6, "BUY", 11, 1))
+    assert book_orders(matching) == [(7, "BUY", 11, 1)]
+    matching.apply(status("READY_TO_TRADE"))
+    assert book_orders(matching) == [(7, "BUY", 11, 0), (5, "SELL", 10, 3)]
+    pages = matching.kernel.dirty_pages()
+    matching.kernel = MatchingKernel()
+    matching.kernel.restore(pages, MatchingKernel.state_version)
+    matching.apply(cancel(3))
+    assert book_orders(matching) == [(6, "BUY", 8, 0)]
+    matching.apply(feed)
+    assert book_orders(matching) == [(5, "SELL", 10, 0)]
+    matching.apply(new(7, "BUY", 1, 1))
+    assert book_orders(matching) == []
+
+
 def test_an_iceberg_cannot_be_cut_without_end(matching: Matching) -> None:
     assert matching.short(new(1, "SELL", 10, 10_000, display_quantity=9)) == ["REJECTED 1 10000@10 INCORRECT_QUANTITY"]
 

@@ -103,7 +103,7 @@ def test_rts24_records_have_every_field(events: list[OrderEvent]) -> None:
         "XX0001",
         "EUR",
     )
-    assert (first["9"], first["10"], first["24"], first["32"]) == ("1970-01-01T00:00:01.000000Z", "GOTC", 100, "SELL")
+    assert (first["9"], first["10"], first["24"], first["32"]) == ("1970-01-01T00:00:01.000000Z", "GTCV", 100, "SELL")
     assert [(record["36"], record["37"], record["38"], record["39"], record["44"]) for record in alice] == [
         (5, 5, 2, None, None), (5, 3, 2, 2, "PASV"), (5, 1, 1, 2, "PASV"), (5, 0, 0, 1, "PASV"),
     ]  # fmt: skip
@@ -113,9 +113,10 @@ def test_rts24_records_have_every_field(events: list[OrderEvent]) -> None:
         ("NEWO", "01"), ("REME", "01"), ("REME", "03"),
     ]  # fmt: skip
     carol = [record for record in records if record["20"] == "0-3"]
-    assert (carol[0]["10"], carol[0]["45"]) == ("IOCA", True)
+    assert (carol[0]["10"], carol[0]["45"]) == ("IOCV", True)
+    assert {record["32"] for record in carol} == {"BUYI"}
     stop = [record for record in records if record["20"] == "0-4"]
-    assert [(record["21"], record["22"], record["33"]) for record in stop] == [
+    assert [(record["21"], record["23"], record["33"]) for record in stop] == [
         ("NEWO", "STOP", "INAC"), ("TRIG", "STOP", "ACTI"),
     ]  # fmt: skip
     refused = [record for record in records if record["21"] == "REMO"]

@@ -32,6 +32,7 @@ VERSIONS = [
     "0040_card_vault",
     "0041_notifications",
     "0050_ledger_metadata",
+    "0051_account_ibans",
 ]
 CASSANDRA_VERSIONS = [
     "0001_statement_by_account_month",

@@ -18,6 +18,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, LiteralString, Protocol
 from urllib.parse import quote
@@ -315,14 +316,15 @@ async def _statement(queries: Queries, account: str, ledger: int, day: date) -> 
             raise
     opening = credited - debited
     booked: list[tuple[Mapping[str, Any], int]] = []
-    async for rows in queries.entries(account_id, ledger, since, since + DAY_NANOSECONDS - 1):
-        for row in rows:
-            change = int(row["credits_posted"]) - credited - int(row["debits_posted"]) + debited
-            debited, credited = int(row["debits_posted"]), int(row["credits_posted"])
-            if change:
-                booked.append((row, change))
-        if len(booked) > MAX_ENTRIES:
-            raise Problem("too-large", f"More than {MAX_ENTRIES} entries; take statement.csv, which has no limit.")
+    async with aclosing(queries.entries(account_id, ledger, since, since + DAY_NANOSECONDS - 1)) as pieces:
+        async for rows in pieces:
+            for row in rows:
+                change = int(row["credits_posted"]) - credited - int(row["debits_posted"]) + debited
+                debited, credited = int(row["debits_posted"]), int(row["credits_posted"])
+                if change:
+                    booked.append((row, change))
+            if len(booked) > MAX_ENTRIES:
+                raise Problem("too-large", f"More than {MAX_ENTRIES} entries; take statement.csv, which has no limit.")
     entries = await _entries(queries, ledger, booked, day)
     own = await _ibans(queries, ledger, [account_id])
     digest = hashlib.sha256(f"{ledger} {account_id} {day}".encode()).hexdigest()

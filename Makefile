@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup compile lint test-unit test demo bench soak clean purge
+.PHONY: help setup compile lint test-unit test contract demo bench soak clean purge
 
 export UV_PYTHON_DOWNLOADS := never
 # Each worker has servers of its own, about 3 GB; the tests of a file stay together, the longest
@@ -42,6 +42,9 @@ test-unit: compile ## The tests that start no server.
 
 test: setup lint compile ## Everything.
 	$(PYTEST) --durations=20
+
+contract: setup compile ## Many requests of every operation of the OpenAPI document, some minutes.
+	STREAMBANK_CONTRACT_EXAMPLES=$${STREAMBANK_CONTRACT_EXAMPLES:-100} .venv/bin/pytest tests/integration/test_api_contract.py
 
 demo: setup ## Run the main job on about a minute of simulated card payments.
 	@$(STREAMBANK) demo

@@ -43,6 +43,7 @@ from api.fraud_cases import FraudCases
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import LedgerIngest, WriteRoute, preferred_wait
+from api.iso20022 import Iso20022Routes
 from api.keys import KeyStore
 from api.logs import log, trace_id_of
 from api.market_data import MAX_MESSAGE_BYTES, FeedClient
@@ -109,6 +110,8 @@ SEARCHED: Final = {
 """What transfers are found by, with the largest value."""
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,38}", re.ASCII)
 _MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_SINGLE_HEADERS: Final = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
+"""Headers of which a proxy may see the first and somebody else the last: sent twice they are refused."""
 _SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -177,8 +180,9 @@ class Worker:
             transfer_flags=transfer.field("flags").flags,
         )
         self.cases = FraudCases(
-            settings, self._guard, timeout=config.store_seconds, delivery_seconds=config.delivery_seconds
-        )
+            settings, self._guard, timeout=config.store_seconds, delivery_seconds=config.delivery_seconds,
+            idle_seconds=config.idle_seconds,
+        )  # fmt: skip
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
         self.payments = PaymentsGateway(settings, config, self.events_limit)
@@ -342,6 +346,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     add_payment_report_routes(app, lambda request: (request.app[WORKER].queries, request.app[WORKER]._guard))
     CardRoutes(WORKER).add(app)
     NotificationRoutes(WORKER).add(app)
+    Iso20022Routes(WORKER).add(app)
     if not config.jwks_url:
         app.router.add_post("/oauth/token", _token)
         app.router.add_get("/.well-known/jwks.json", _jwks)
@@ -383,15 +388,19 @@ async def _edge(request: web.Request, handler: Handler) -> web.StreamResponse:
                 route=route,
                 status=response.status,
                 ms=round(seconds * 1000, 1),
+                remote=request.remote,
                 **request.get("logged", {}),
             )
         return response
     finally:
-        structlog.contextvars.unbind_contextvars("trace_id")
+        structlog.contextvars.unbind_contextvars("trace_id", "client")
 
 
 async def _answered(request: web.Request, handler: Handler, trace_id: str) -> web.StreamResponse:
     try:
+        for name in _SINGLE_HEADERS:
+            if len(request.headers.getall(name, ())) > 1:
+                raise Problem("bad-header", f"{name} is there more than once; send one.", header=name)
         return await handler(request)
     except Problem as problem:
         return problem_response(problem, trace_id)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import httpx
 import msgspec
+import structlog
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, KeySet
@@ -35,6 +36,10 @@ CACHED_TOKENS: Final = 4096
 JWKS_SECONDS: Final = 300
 JWKS_RETRY_SECONDS: Final = 10
 JWKS_MAX_BYTES: Final = 1 << 20
+MAX_CLIENT_ID: Final = 255
+LATEST_TIME: Final = 2**53
+"""Of `exp` and `nbf`: what lies beyond is no time, and a float may not hold it."""
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def client_credentials(authorization: str | None, form: dict[str, str]) -> tuple
             raise TokenError("invalid_request", "send the client's credentials once, in the header or in the body")
         try:
             client_id, colon, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no ASCII, or no UTF-8 inside
             raise TokenError("invalid_client", "the Basic credentials are not base64 of id:secret", 401) from None
         if not colon:
             raise TokenError("invalid_client", "the Basic credentials lack the colon of id:secret", 401)
@@ -210,7 +215,11 @@ class Authenticator:
             raise self._refused("invalid_request", "The Authorization header is not `Bearer <token>`.", status_400=True)
         if len(token) > MAX_TOKEN_BYTES:
             raise self._refused("invalid_token", f"The token is longer than {MAX_TOKEN_BYTES} bytes.")
-        return await self._verify(token)
+        if not _COMPACT.fullmatch(token):  # headers may hold any bytes, of which nothing here should have to think
+            raise self._refused("invalid_token", "The token is not a JWS in compact form (RFC 7515).")
+        principal = await self._verify(token)
+        structlog.contextvars.bind_contextvars(client=principal.client_id)  # every line of the request's log says who
+        return principal
 
     async def _verify(self, token: str) -> Principal:
         digest = hashlib.sha256(token.encode()).digest()
@@ -240,7 +249,7 @@ class Authenticator:
             raise self._refused("invalid_token", "The token's key is unknown or no longer valid.")
         try:
             claims = jwt.decode(token, key, algorithms=[algorithm]).claims
-        except (JoseError, ValueError):
+        except (JoseError, ValueError, TypeError, RecursionError):
             raise self._refused("invalid_token", "The token's signature is wrong.") from None
         return self._checked(claims)
 
@@ -252,15 +261,17 @@ class Authenticator:
         if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
             raise self._refused("invalid_token", "The token is for another audience.")
         expires_at, not_before = claims.get("exp"), claims.get("nbf", 0)
-        if not isinstance(expires_at, (int, float)) or not isinstance(not_before, (int, float)):
-            raise self._refused("invalid_token", "The token's times (`exp`, `nbf`) are not numbers.")
+        if not (_is_time(expires_at) and _is_time(not_before)):
+            raise self._refused("invalid_token", "The token's times (`exp`, `nbf`) are no times.")
         if not_before > now + CLOCK_LEEWAY_SECONDS:
             raise self._refused("invalid_token", "The token is not valid yet.")
         client_id = claims.get("client_id") or claims.get("azp") or claims.get("sub")
-        if not isinstance(client_id, str) or not client_id:
+        if not isinstance(client_id, str) or not 1 <= len(client_id) <= MAX_CLIENT_ID or not client_id.isprintable():
             raise self._refused("invalid_token", "The token names no client.")
-        scopes = claims.get("scope", claims.get("scp", ""))
-        names = scopes.split() if isinstance(scopes, str) else [str(scope) for scope in scopes or ()]
+        scopes = claims.get("scope", claims.get("scp")) or ""
+        if not isinstance(scopes, (str, list)):
+            raise self._refused("invalid_token", "The token's scopes are neither text nor a list.")
+        names = scopes.split() if isinstance(scopes, str) else [str(scope) for scope in scopes]
         accounts = claims.get("accounts")
         granted = frozenset(name for name in accounts if isinstance(name, str)) if isinstance(accounts, list) else ()
         return Principal(client_id, frozenset(names), float(expires_at), frozenset(granted))
@@ -274,11 +285,16 @@ class Authenticator:
         return Problem(slug, detail, headers={"WWW-Authenticate": challenge})
 
 
+def _is_time(value: Any) -> bool:
+    """Whether it is a NumericDate (RFC 7519); NaN, which would never expire, is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LATEST_TIME
+
+
 def _header(token: str) -> dict[str, Any]:
     """The token's unverified header; empty when it is not one."""
     first = token.partition(".")[0]
     try:
         header = msgspec.json.decode(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)))
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+    except (ValueError, msgspec.DecodeError, RecursionError):
         return {}
     return header if isinstance(header, dict) else {}

@@ -196,7 +196,7 @@ def parse_json(
         raise Problem("empty-body", "The body is empty; send an event or an array of events.")
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("malformed-json", f"{error}.") from None
     is_array = isinstance(found, list)
     if implied_fields:
@@ -262,7 +262,7 @@ def _parse_lines(
             continue
         try:
             records.append((number, decode(line)))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             bad.append(_bad_line(number, line, f"is not JSON: {error}"))
     parsed = _parse_records(codec, records, implied)
     if bad:
@@ -393,7 +393,7 @@ async def _avro_header(body: BodyReader) -> tuple[str, Any, bytes]:
         raise Problem("unsupported-media-type", f"The file is compressed with {codec_name[:40]}; use null or deflate.")
     try:
         schema = msgspec.json.decode(meta["avro.schema"])
-    except (KeyError, msgspec.DecodeError, RecursionError):
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem("malformed-avro", "The header has no readable avro.schema.") from None
     return codec_name, schema, await body.exactly(16)
 

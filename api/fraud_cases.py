@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from api.auth import Principal
 from api.batching import DeliveryError
 from api.idempotency import parse_key
+from api.json_body import json_object
 from api.problems import Problem
 from api.producer import KafkaSender
 from infra.settings import Settings
@@ -35,7 +36,6 @@ __all__ = ["FraudCases", "case_paths", "case_schemas"]
 
 READ: Final = "fraud:read"
 WRITE: Final = "fraud:write"
-MAX_BODY_BYTES: Final = 16_384
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
 POOL_CONNECTIONS: Final = 4
@@ -94,9 +94,12 @@ Guard = Callable[[web.Request, str], Awaitable[tuple[Principal, dict[str, str]]]
 class FraudCases:
     """The routes of one worker. ``sender`` needs its schema id, as the ledger's."""
 
-    def __init__(self, settings: Settings, guard: Guard, *, timeout: float, delivery_seconds: float) -> None:
+    def __init__(
+        self, settings: Settings, guard: Guard, *, timeout: float, delivery_seconds: float, idle_seconds: float
+    ) -> None:
         self.sender = KafkaSender(settings, FRAUD_TRANSACTIONS, delivery_seconds)
         self._guard = guard
+        self._idle_seconds = idle_seconds
         self._timeout = timeout
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[dict[str, Any]]] = AsyncConnectionPool(
             postgres_conninfo(settings, API_ROLE),
@@ -130,8 +133,10 @@ class FraudCases:
         if status not in (None, "open", "assigned", "closed"):
             raise _bad("status", "must be open, assigned or closed")
         limit = request.query.get("limit", str(DEFAULT_PAGE))
-        if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+        if not (limit.isascii() and limit.isdecimal() and len(limit) <= 9 and 1 <= int(limit) <= MAX_PAGE):
             raise _bad("limit", f"must be an integer from 1 to {MAX_PAGE}")
+        if "\0" in request.query.get("assignee", ""):
+            raise _bad("assignee", "must not have a NUL character")
         raised_at, before = _cursor(request.query.get("cursor"))
         async with self._transaction() as connection:
             cursor = await connection.execute(
@@ -157,7 +162,7 @@ class FraudCases:
     async def assign(self, request: web.Request) -> web.Response:
         """POST /v1/fraud/cases/{id}/assign: to a person, or to another one."""
         _, headers = await self._guard(request, WRITE)
-        body = await _body(request, Assignment)
+        body = await _body(request, Assignment, self._idle_seconds)
         async with self._transaction() as connection:
             await _locked(connection, _id(request), closed=False)
             await connection.execute(
@@ -170,7 +175,7 @@ class FraudCases:
         """POST /v1/fraud/cases/{id}/notes: once per Idempotency-Key."""
         principal, headers = await self._guard(request, WRITE)
         key = parse_key(request.headers.get("Idempotency-Key"))
-        body = await _body(request, Note)
+        body = await _body(request, Note, self._idle_seconds)
         async with self._transaction() as connection:
             await _locked(connection, _id(request))
             await connection.execute(
@@ -183,7 +188,7 @@ class FraudCases:
     async def close_case(self, request: web.Request) -> web.Response:
         """POST /v1/fraud/cases/{id}/close: labels its transactions."""
         _, headers = await self._guard(request, WRITE)
-        body = await _body(request, Closing)
+        body = await _body(request, Closing, self._idle_seconds)
         known_at = time.time_ns() // 1000 if body.known_at is None else body.known_at
         async with self._transaction() as connection:
             case = await _locked(connection, _id(request))
@@ -254,18 +259,16 @@ async def _locked(
     return found
 
 
-async def _body(request: web.Request, kind: type[Any]) -> Any:
-    if request.content_type != "application/json":
-        raise Problem("unsupported-media-type", "Send application/json.")
-    body = await request.content.read(MAX_BODY_BYTES + 1)
-    if len(body) > MAX_BODY_BYTES:
-        raise Problem("too-large", f"The body has more than {MAX_BODY_BYTES} bytes.")
+async def _body(request: web.Request, kind: type[Any], idle_seconds: float) -> Any:
+    document = await json_object(request, idle_seconds)
     try:
-        return msgspec.json.decode(body, type=kind)
+        body = msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise Problem("invalid-event", f"{error}.") from None
-    except msgspec.DecodeError as error:
-        raise Problem("malformed-json", f"{error}.") from None
+    for text in msgspec.structs.asdict(body).values():
+        if isinstance(text, str) and "\0" in text:
+            raise Problem("invalid-event", "Text must not have a NUL character.")
+    return body
 
 
 def _id(request: web.Request) -> str:
@@ -280,6 +283,8 @@ def _cursor(text: str | None) -> tuple[int | None, str | None]:
         return None, None
     raised_at, dash, case_id = text.partition("-")
     if not dash or not all(part.isascii() and part.isdecimal() for part in (raised_at, case_id)) or len(text) > 60:
+        raise _bad("cursor", "is not one of this API")
+    if int(raised_at) >= 2**63:
         raise _bad("cursor", "is not one of this API")
     return int(raised_at), case_id
 
@@ -345,10 +350,13 @@ def case_paths(problems: Callable[[tuple[str, ...]], dict[str, Any]]) -> dict[st
         "store-unavailable", "issuer-unavailable",
     )  # fmt: skip
     write = (
-        *read, "malformed-json", "case-closed", "too-large", "unsupported-media-type", "invalid-event",
-        "log-unavailable",
+        *read, "malformed-json", "body-timeout", "case-closed", "too-large", "unsupported-media-type",
+        "invalid-event", "invalid-fields", "log-unavailable",
     )  # fmt: skip
-    identity = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "Case id."}
+    identity = {
+        "name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9]{1,39}$"},
+        "description": "Case id.",
+    }  # fmt: skip
     words: dict[str, Any] = {"type": "string"}
 
     def operation(

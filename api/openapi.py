@@ -12,6 +12,7 @@ from api.bodies import MEDIA_TYPES
 from api.cards import CARD_PROBLEMS, card_paths, card_schemas
 from api.clients import SCOPES
 from api.fraud_cases import case_paths, case_schemas
+from api.iso20022 import ISO20022_PROBLEMS, iso20022_paths
 from api.notifications import NOTIFICATION_PROBLEMS, notification_paths, notification_schemas
 from api.payments_openapi import payment_paths, payment_schemas
 from api.problems import JSON_PROBLEM, PROBLEMS
@@ -83,6 +84,7 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             "/v1/transfers/{id}": {"get": _read("getTransfer", "A transfer as applied", "Transfer", sequence=True)},
             **case_paths(_problems),
             **payment_paths(),
+            **iso20022_paths(_problems(ISO20022_PROBLEMS)),
             **notification_paths(_problems(NOTIFICATION_PROBLEMS)),
             **card_paths(_problems(CARD_PROBLEMS)),
             "/oauth/token": {"post": _token()},

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,8 +81,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write as a client asked for it. ``action``: create, batch, review, limits, or one of `ACTIONS`; ``subject`` is
-    the id that the address names, of a payment or of a payer's account."""
+    """A write as a client asked for it. ``action``: create, batch, message (a batch of another size), review, limits,
+    or one of `ACTIONS`; ``subject`` is the id that the address names, of a payment or of a payer's account. ``report``
+    makes content type and body of an answer out of its payments, for who does not want JSON."""
 
     action: str
     subject: str
@@ -92,6 +93,7 @@ class Write:
     trace_id: str
     remote: str
     turn: Turn = field(default_factory=Turn)
+    report: Callable[[Sequence[Mapping[str, Any]]], tuple[str, bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +211,16 @@ class PaymentsGateway:
         if action == "limits":
             return [_limits(write.subject, body)]
         items: Any = [body]
-        if action == "batch":
+        if action == "message":
+            items = body["payments"]  # of `api.iso20022`, which has its own limit
+        elif action == "batch":
             items = body.get("payments")
             if set(body) != {"payments"} or not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH:
                 raise _invalid("/payments", f"must be a list of 1 to {MAX_BATCH} payments, and all that is there")
         now = time.time_ns() // 1000
         commands = []
         for index, item in enumerate(items):
-            pointer = f"/payments/{index}" if action == "batch" else ""
+            pointer = "" if action == "create" else f"/payments/{index}"
             key = f"{digest.hex()[:32]}-{index}"
             commands.append(_create(item, pointer, key, now))
         if len({str(command["payment_id"]) for command in commands}) < len(commands):
@@ -243,10 +247,13 @@ class PaymentsGateway:
             found or {"payment_id": _plain_id(payment_id), "ledger": command.get("ledger"), "status": "ACCEPTED"}
             for payment_id, command, found in zip(ids, commands, rested, strict=True)
         ]
-        status = 202 if None in rested else 201 if action in ("create", "batch") else 200
+        status = 202 if None in rested else 200 if action in ACTIONS or action == REVIEW else 201
         headers = {"Preference-Applied": f"wait={wait:g}"} if waits and None not in rested else {}
-        if action != "batch":
+        if action not in ("batch", "message"):
             headers["Location"] = f"/v1/payments/{ids[0]}?ledger={commands[0]['ledger']}"
+        if write.report is not None:
+            content_type, report = write.report(documents)
+            return Answer(status, report, content_type, headers)
         document: Any = {"payments": documents} if action == "batch" else documents[0]
         return Answer(status, msgspec.json.encode(document), JSON, headers)
 
@@ -388,6 +395,9 @@ def _checked(command: Command, pointer: str) -> Command:
     except FieldError as error:
         field = error.field.partition(".")[2]
         raise _invalid(f"{pointer}/{field}" if field else pointer, error.detail) from None
+    for name, value in found.items():
+        if isinstance(value, str) and "\0" in value:  # Postgres, which records the request, has no such character
+            raise _invalid(f"{pointer}/{name}", "must not have a NUL character")
     return found
 
 

@@ -86,7 +86,7 @@ async def _body(request: web.Request, seen: Callable[[bytes], None], config: Api
         raise Problem("empty-body", "The body holds nothing; send a JSON object.")
     try:
         body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("malformed-json", f"The body is not JSON: {error}.") from None
     if not isinstance(body, dict):
         raise Problem(

@@ -9,7 +9,7 @@ from pipelines.catalogue import PAYMENTS_COMMANDS, PAYMENTS_EVENTS
 from pipelines.codec import codec_of
 from pipelines.event_json import json_schema
 
-__all__ = ["ACTIONS", "GIVEN_BY_THE_API", "REVIEW", "payment_paths", "payment_schemas"]
+__all__ = ["ACTIONS", "GIVEN_BY_THE_API", "PAYMENT_PROBLEMS", "REVIEW", "payment_paths", "payment_schemas"]
 
 ACTIONS: Final = {
     "capture": "CapturePayment", "void": "VoidPayment", "refund": "RefundPayment", "cancel": "CancelPayment",
@@ -20,7 +20,7 @@ REVIEW: Final = "review"
 GIVEN_BY_THE_API: Final = frozenset({"type", "idempotency_key", "command_id", "reviewer"})
 """Fields of commands that a body may not have."""
 
-_PROBLEMS: Final = (
+PAYMENT_PROBLEMS: Final = (
     "bad-header", "bad-parameter", "malformed-json", "empty-body", "idempotency-key-missing", "unauthorized",
     "insufficient-scope", "not-found", "body-timeout", "idempotency-key-in-use", "payment-conflict", "ambiguous-id",
     "too-large", "unsupported-media-type", "invalid-event", "idempotency-key-reused", "rate-limited", "internal",
@@ -65,7 +65,15 @@ def payment_schemas() -> dict[str, Any]:
     schemas["PayerLimitsRequest"] = {
         **limits, "properties": {name: found for name, found in limits["properties"].items() if name != "account_id"}
     }  # fmt: skip
-    payment = {**changed, "additionalProperties": True, "required": ["payment_id", "status"]}
+    status = changed["properties"]["status"]
+    accepted = {
+        "enum": [*status["enum"], "ACCEPTED"],
+        "description": "ACCEPTED: Kafka holds it, nothing else is known.",
+    }
+    payment = {
+        **changed, "additionalProperties": True, "required": ["payment_id", "status"],
+        "properties": {**changed["properties"], "status": {**status, **accepted}},
+    }  # fmt: skip
     schemas["Payment"] = {**payment, "title": "Payment", "description": "A payment and where it is."}
     schemas["NewPayments"] = {
         "type": "object", "required": ["payments"], "additionalProperties": False,
@@ -87,7 +95,7 @@ def _problems() -> dict[str, Any]:
     from api.problems import JSON_PROBLEM, PROBLEMS
 
     statuses: dict[str, list[str]] = {}
-    for slug in _PROBLEMS:
+    for slug in PAYMENT_PROBLEMS:
         statuses.setdefault(str(PROBLEMS[slug].status), []).append(slug)
     return {
         status: {

@@ -71,6 +71,8 @@ PROBLEMS: Final[dict[str, ProblemType]] = {
         ProblemType("invalid-event", 422, "An event does not fit its schema",
                     "Change the fields listed under `errors`; nothing of this body was accepted."),
         ProblemType("invalid-fields", 422, "Fields of the body are wrong", "Change the fields listed under `errors`."),
+        ProblemType("invalid-iso20022", 422, "The ISO 20022 message is wrong",
+                    "Change what `errors` lists by its place, each with an ISO reason code; no payment was made."),
         ProblemType("idempotency-key-reused", 422, "The Idempotency-Key belongs to another body",
                     "Use a new key for a new request."),
         ProblemType("chain-too-long", 422, "A linked chain does not fit in one frame", "Send shorter chains."),

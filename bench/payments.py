@@ -38,6 +38,8 @@ from infra.migrations.postgres_migrations import migrate_postgres
 from infra.settings import Settings
 from infra.stores import postgres_conninfo
 from jobs.payments_reconcile import reconcile
+from models.load import LoadProgress, Pace, run_schedule
+from models.load_profiles import LEDGERS, PAYERS, payment
 from pipelines.catalogue import (
     LEDGER_COMMANDS,
     LEDGER_RESULTS,
@@ -60,8 +62,8 @@ WARM_UP_SECONDS: Final = 10.0
 WARM_UP_RATE: Final = 50.0
 WAIT_SECONDS: Final = 20
 GOALS: Final = {"p50": 120.0, "p99": 300.0}
-LEDGERS: Final = (700, 701, 702, 703)
-PAYERS: Final = 50
+CLIENTS: Final = 2_000
+"""Requests under way at once, far more than any rate here needs: nobody waits for a free one."""
 START_SECONDS: Final = 180.0
 _FINAL: Final = frozenset(status.name for status in SETTLED)
 HOPS: Final = ("payments job", "payments-to-ledger", "ledger job", "ledger-to-payments", "payments job, answer")
@@ -220,38 +222,27 @@ async def _prepare(environment: Settings, token: str) -> None:
 
 async def _load(environment: Settings, token: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
     """Seconds from when each request was due to its final status, and what else was answered."""
-    latencies: list[float] = []
-    errors: dict[str, int] = {}
-    run = uuid4().hex[:12]
+    progress = LoadProgress(int(rate * seconds))
+    run = time.time_ns()
     async with _session(token) as http:
 
-        async def one(number: int, due: float) -> None:
-            body = {
-                "payer_account_id": 1 + number % PAYERS, "payee_account_id": PAYERS + 1 + number % PAYERS,
-                "ledger": LEDGERS[number % len(LEDGERS)], "currency": "EUR", "amount": 1 + number % 1000,
-                "reference": f"{run}-{number}",
-            }  # fmt: skip
-            headers = {"Idempotency-Key": f"{run}-{number}", "Prefer": f"wait={WAIT_SECONDS}"}
+        async def send(first: int, stop: int) -> str | None:
+            del stop
+            headers = {"Idempotency-Key": f"{run}-{first}", "Prefer": f"wait={WAIT_SECONDS}"}
             try:
-                async with http.post(f"{environment.api_url}/v1/payments", json=body, headers=headers) as answer:
+                async with http.post(
+                    f"{environment.api_url}/v1/payments", json=payment(run, first), headers=headers
+                ) as answer:
                     found = await answer.json(content_type=None)
-                    what = found.get("status") if answer.status == 201 else f"HTTP {answer.status}"
+                    what = str(found.get("status") if answer.status == 201 else f"HTTP {answer.status}")
             except (aiohttp.ClientError, TimeoutError) as error:
                 what = type(error).__name__
-            if what == "COMPLETED":
-                latencies.append(time.monotonic() - due)
-            else:
-                errors[str(what)] = errors.get(str(what), 0) + 1
+            progress.outcomes[what] += 1
+            return None if what == "COMPLETED" else what
 
-        start = time.monotonic()
-        tasks = []
-        for number in range(int(rate * seconds)):
-            due = start + number / rate
-            if (wait := due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(one(number, due)))
-        await asyncio.gather(*tasks)
-    return latencies, errors
+        await run_schedule(progress.planned_events, Pace(rate=rate, batch=1), CLIENTS, send, progress)
+    del progress.outcomes["COMPLETED"]
+    return progress.latencies, dict(progress.outcomes)
 
 
 def _hops(environment: Settings, last: int) -> dict[str, float]:

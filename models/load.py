@@ -10,6 +10,8 @@ event counts as acknowledged, or as failed, or as never sent, and `LoadProgress.
 payment. Set-up (accounts, then fundings) must be acknowledged completely before the payments start.
 
 Bounds: `connections` requests or `FRAMES_IN_FLIGHT` frames are under way at once; nothing else is queued.
+
+`run_schedule` is the open loop itself: `models.load_profiles` and the benchmarks play other requests by it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,13 +41,16 @@ from pipelines.frames import Events, Frame
 from pipelines.wire import wrap
 
 __all__ = [
+    "ApiClient",
     "ApiTarget",
     "LoadError",
     "LoadProgress",
     "Pace",
     "account_lines",
+    "api_session",
     "load_api",
     "load_kafka",
+    "run_schedule",
     "transfer_lines",
 ]
 
@@ -81,6 +87,8 @@ class ApiTarget:
     client_id: str
     client_secret: str = field(repr=False)
     connections: int = 16
+    scope: str = "ledger:write"
+    """Scopes to ask for, with spaces between."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +113,8 @@ class LoadProgress:
     stopping: bool = False
     """Set by whoever watches: start no new payment, finish what is under way."""
     failures: list[str] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """What the answers said, where a profile asks for more than the acknowledgement."""
     latencies: list[float] = field(default_factory=list)
     """Seconds, one per acknowledged request or frame."""
     acknowledged: NDArray[np.bool_] = field(init=False)
@@ -125,12 +135,12 @@ class LoadProgress:
         return self.acknowledged_events / self.seconds if self.seconds > 0 else 0.0
 
     def latency_ms(self) -> dict[str, float]:
-        """p50, p90, p99 and max in milliseconds; empty before the first acknowledgement."""
+        """p50, p90, p99, p99.9 and max in milliseconds; empty before the first acknowledgement."""
         latencies = np.array(self.latencies)
         if not len(latencies):
             return {}
-        p50, p90, p99 = np.percentile(latencies, (50, 90, 99)) * 1e3
-        found = {"p50": p50, "p90": p90, "p99": p99, "max": latencies.max() * 1e3}
+        p50, p90, p99, p999 = np.percentile(latencies, (50, 90, 99, 99.9)) * 1e3
+        found = {"p50": p50, "p90": p90, "p99": p99, "p99.9": p999, "max": latencies.max() * 1e3}
         return {name: round(float(value), 3) for name, value in found.items()}
 
     def fail(self, events: int, why: str) -> None:
@@ -151,6 +161,7 @@ class LoadProgress:
             "latency_ms": self.latency_ms(),
             "setup_events": self.setup_events,
             "setup_seconds": round(self.setup_seconds, 3),
+            "outcomes": dict(self.outcomes),
             "failures": self.failures,
         }
 
@@ -163,73 +174,96 @@ async def load_api(plan: LoadPlan, target: ApiTarget, pace: Pace, progress: Load
 
     Raises `LoadError` when the API refuses the client or the set-up is not acknowledged; a failed payment is counted.
     """
-    connector = aiohttp.TCPConnector(limit=target.connections)
-    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-    async with aiohttp.ClientSession(target.url, connector=connector, timeout=timeout) as session:
-        client = _ApiClient(session, target, plan.payments.run, progress)
+    async with api_session(target) as session:
+        client = ApiClient(session, target, progress)
         await client.refresh_token()
 
         progress.setup_events = len(plan.accounts) + len(plan.fundings)
         setup_start = time.perf_counter()
         for events in (plan.accounts, plan.fundings):
-            await _run_api(client, events, Pace(batch=SETUP_BATCH), target.connections, progress, setup=True)
+            pace_of_setup, send = Pace(batch=SETUP_BATCH), _sender(client, events, plan.payments.run)
+            await run_schedule(len(events), pace_of_setup, target.connections, send, progress, setup=True)
             if progress.failed_events:
                 raise LoadError(f"set-up: {progress.failed_events} events not acknowledged: {progress.failures[0]}")
         progress.setup_seconds = time.perf_counter() - setup_start
-        await _run_api(client, plan.payments, pace, target.connections, progress, setup=False)
+        send = _sender(client, plan.payments, plan.payments.run)
+        await run_schedule(len(plan.payments), pace, target.connections, send, progress)
 
 
-async def _run_api(
-    client: _ApiClient,
-    events: Accounts | Transfers,
-    pace: Pace,
-    connections: int,
-    progress: LoadProgress,
-    *,
-    setup: bool,
+def api_session(target: ApiTarget) -> aiohttp.ClientSession:
+    """The connections of a load."""
+    return aiohttp.ClientSession(
+        target.url,
+        connector=aiohttp.TCPConnector(limit=target.connections),
+        timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+    )
+
+
+Send = Callable[[int, int], Awaitable[str | None]]
+"""Sends events [first, stop) and waits for the answer; None, or why they were not acknowledged."""
+
+
+async def run_schedule(
+    count: int, pace: Pace, clients: int, send: Send, progress: LoadProgress, *, setup: bool = False
 ) -> None:
-    """Connections take the next request in turn, wait until it is due, send it and wait for its answer."""
+    """Play ``count`` events: clients take the next request in turn, wait until it is due, send it and wait for its
+    answer. With a rate, what no client was free to send in time waits, and its latency counts from when it was due."""
     start = _begin(progress, setup)
-    requests = iter(range(0, len(events), pace.batch))
+    requests = iter(range(0, count, pace.batch))
 
-    async def connection() -> None:
+    async def client() -> None:
         for first in requests:
-            stop = min(first + pace.batch, len(events))
+            stop = min(first + pace.batch, count)
             due = start + stop / pace.rate if pace.rate else time.perf_counter()
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if progress.stopping or (pace.seconds and time.perf_counter() - start >= pace.seconds):
                 return
-            part = events.take(slice(first, stop))
             if not setup:
-                progress.sent_events += len(part)
-            why = await client.send(part, first)
+                progress.sent_events += stop - first
+            why = await send(first, stop)
             if why is not None:
-                progress.fail(len(part), why)
+                progress.fail(stop - first, why)
                 if setup:
                     return
             elif setup:
-                progress.setup_done += len(part)
+                progress.setup_done += stop - first
             else:
                 progress.latencies.append(time.perf_counter() - due)
-                progress.acknowledged_events += len(part)
+                progress.acknowledged_events += stop - first
                 progress.acknowledged[first:stop] = True
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(connections):
-                group.create_task(connection())
+            for _ in range(clients):
+                group.create_task(client())
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     _end(progress, setup)
 
 
-class _ApiClient:
+def _sender(client: ApiClient, events: Accounts | Transfers, run: int) -> Send:
+    """Sends parts of the plan; 202 is enough."""
+
+    async def send(first: int, stop: int) -> str | None:
+        part = events.take(slice(first, stop))
+        path, lines = _request(part)
+        kind = "account" if isinstance(part, Accounts) else f"transfer{int(part.code[0])}"
+        headers = {
+            "Content-Type": "application/json" if len(lines) == 1 else "application/x-ndjson",
+            "Idempotency-Key": f'"load-{run}-{kind}-{first}-{len(lines)}"',
+        }
+        why, _ = await client.post(path, "\n".join(lines).encode(), headers)
+        return why
+
+    return send
+
+
+class ApiClient:
     """One client of the API: token, requests, and repeating what may be repeated."""
 
-    def __init__(self, session: aiohttp.ClientSession, target: ApiTarget, run: int, progress: LoadProgress) -> None:
+    def __init__(self, session: aiohttp.ClientSession, target: ApiTarget, progress: LoadProgress) -> None:
         self._session = session
         self._target = target
-        self._run = run
         self._progress = progress
         self._token = ""
         self._token_until = 0.0
@@ -247,7 +281,7 @@ class _ApiClient:
                         "grant_type": "client_credentials",
                         "client_id": self._target.client_id,
                         "client_secret": self._target.client_secret,
-                        "scope": "ledger:write",
+                        "scope": self._target.scope,
                     },
                 ) as response:
                     body = await response.text()
@@ -264,15 +298,11 @@ class _ApiClient:
             self._token_until = time.monotonic() + 0.8 * float(answer["expires_in"])
             return self._token
 
-    async def send(self, events: Accounts | Transfers, first: int) -> str | None:
-        """Send one request until it is acknowledged; returns None, or why it never was."""
-        path, lines = _request(events)
-        kind = "account" if isinstance(events, Accounts) else f"transfer{int(events.code[0])}"
-        headers = {
-            "Content-Type": "application/json" if len(lines) == 1 else "application/x-ndjson",
-            "Idempotency-Key": f'"load-{self._run}-{kind}-{first}-{len(lines)}"',
-        }
-        body = "\n".join(lines).encode()
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str], expected: tuple[int, ...] = (202,)
+    ) -> tuple[str | None, bytes]:
+        """Send one request until it is answered with one of ``expected``; (None, the answer's body), or why it never
+        was."""
         give_up = time.monotonic() + GIVE_UP_SECONDS
         attempt, refused_token = 0, ""
         while True:
@@ -283,22 +313,21 @@ class _ApiClient:
                 async with self._session.post(
                     path, data=body, headers={**headers, "Authorization": f"Bearer {token}"}
                 ) as response:
-                    if response.status == 202:
-                        await response.read()
-                        return None
+                    if response.status in expected:
+                        return None, await response.read()
                     text = (await response.text())[:500]
                     why = f"{path}: {response.status} {text}"
                     if response.status == 401 and token != refused_token:
                         refused_token, wait = token, 0.0
                     elif response.status not in (409, 429, 502, 503, 504):
-                        return why
+                        return why, b""
                     retry_after = response.headers.get("Retry-After", "")
                     if retry_after.isdigit():
                         wait = min(float(retry_after), 5.0)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
                 why = f"{path}: {error!r}"
             if time.monotonic() + wait > give_up:
-                return f"{why} (given up after {attempt + 1} attempts)"
+                return f"{why} (given up after {attempt + 1} attempts)", b""
             attempt += 1
             self._progress.retries += 1
             await asyncio.sleep(wait)

@@ -1,10 +1,10 @@
-"""`streambank load`: play simulated card payments through the API or straight to Kafka."""
+"""`streambank load`: play transfers, payments, orders or card transactions on schedule, and measure what became of
+them."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -19,9 +19,21 @@ if TYPE_CHECKING:
     from models.load_plan import LoadPlan
 
 
+CLIENT_SCOPES = ("ledger:write", "ledger:read", "payments:write", "orders:write")
+MOST_EVENTS = 10_000_000
+"""Of one load: each has a place in memory."""
+
+
 class Via(StrEnum):
     API = "api"
     KAFKA = "kafka"
+
+
+class Profile(StrEnum):
+    TRANSFERS = "transfers"
+    PAYMENTS = "payments"
+    ORDERS = "orders"
+    FRAUD = "fraud"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,11 +41,19 @@ def register(app: typer.Typer) -> None:
 
 
 def load(
-    via: Annotated[Via, typer.Option(help="Where to send.", envvar="STREAMBANK_LOAD_VIA")] = Via.API,
+    profile: Annotated[
+        Profile,
+        typer.Option(
+            help="What to send: transfers of simulated card payments; payments or orders to their answer; card "
+            "transactions to their decision.",
+            envvar="STREAMBANK_LOAD_PROFILE",
+        ),
+    ] = Profile.TRANSFERS,
+    via: Annotated[Via, typer.Option(help="Where to send transfers.", envvar="STREAMBANK_LOAD_VIA")] = Via.API,
     rate: Annotated[
         float,
         typer.Option(
-            min=0, help="Payments a second, sent on schedule; 0: as fast as possible.", envvar="STREAMBANK_LOAD_RATE"
+            min=0, help="Events a second, sent on schedule; 0: as fast as possible.", envvar="STREAMBANK_LOAD_RATE"
         ),
     ] = 1000.0,
     seconds: Annotated[
@@ -51,13 +71,20 @@ def load(
         typer.Option(
             min=1,
             max=2000,
-            help="Payments per request (1: one JSON object) or at most per frame.",
+            help="Transfers per request (1: one JSON object) or at most per frame; other profiles send one by one.",
             envvar="STREAMBANK_LOAD_BATCH",
         ),
     ] = 100,
     connections: Annotated[
         int,
-        typer.Option(min=1, max=512, help="Concurrent requests to the API.", envvar="STREAMBANK_LOAD_CONNECTIONS"),
+        typer.Option(
+            "--clients",
+            "--connections",
+            min=1,
+            max=4096,
+            help="Requests under way at once; what no client is free for waits, and the wait is measured.",
+            envvar="STREAMBANK_LOAD_CONNECTIONS",
+        ),
     ] = 16,
     short_share: Annotated[
         float,
@@ -87,36 +114,46 @@ def load(
         typer.Option("--json", help="Write the result there; - for standard output.", envvar="STREAMBANK_LOAD_JSON"),
     ] = None,
 ) -> None:
-    """Send simulated card payments (customer account to terminal account, in cents) and measure the acknowledgements.
+    """Send events on schedule and measure them from when each was due.
 
-    Creates and funds the accounts first. A tenth of the customers cannot pay for more than their first purchase, so
-    that refusals happen too. Ends with a table; exit code 1 if anything was not acknowledged.
+    Transfers are simulated card payments (customer account to terminal account, in cents), measured to their
+    acknowledgement; accounts are created and funded first, and a tenth of the customers cannot pay for more than their
+    first purchase, so that refusals happen too. The other profiles measure to the final status, the report or the
+    decision. Ends with a table; exit code 1 if anything was not acknowledged.
     """
     from rich.console import Console
 
     from infra.settings import settings
     from models.load import ApiTarget, LoadProgress, Pace
+    from models.load_profiles import SCOPES
 
     console = Console(stderr=True)
     config = settings()
     run = run or time.time_ns() // 1000
-    plan = make_plan(run, payments_wanted(rate, seconds, count), short_share, console)
-    progress = LoadProgress(len(plan.payments))
+    wanted = events_wanted(rate, seconds, count)
+    plan = make_plan(run, wanted, short_share, console) if profile is Profile.TRANSFERS else None
+    progress = LoadProgress(len(plan.payments) if plan is not None else wanted)
     # On schedule, the plan ends the load; the time limit is only for a target that cannot keep up.
     pace = Pace(rate=rate, seconds=seconds + 30 if rate and seconds else seconds, batch=batch)
     target = None
-    if via is Via.API:
+    if via is Via.API and profile is not Profile.FRAUD:
         if not client_id:
             client_id, client_secret = local_credentials(config)
-        target = ApiTarget(config.api_url, client_id, client_secret, connections)
+        target = ApiTarget(config.api_url, client_id, client_secret, connections, " ".join(SCOPES[profile.value]))
     interrupted = False
     try:
-        play(plan, target, config, pace, progress, console)
+        if plan is not None:
+            play(plan, target, config, pace, progress, console)
+        else:
+            play_profile(profile, target, config, pace, connections, run, progress, console)
     except KeyboardInterrupt:
         progress.finished = time.perf_counter()
         interrupted = True
     console.print(progress_table(progress))
-    result = {"via": via.value, "run": run, "rate": rate, "batch": batch, **progress.as_json()}
+    result = {
+        "profile": profile.value, "via": "kafka" if target is None else "api", "run": run, "rate": rate,
+        "clients": connections, "batch": batch if plan is not None else 1, **progress.as_json(),
+    }  # fmt: skip
     if json_path is not None:
         text = json.dumps(result, indent=2)
         if str(json_path) == "-":
@@ -131,14 +168,14 @@ def load(
         raise typer.Exit(1)
 
 
-def payments_wanted(rate: float, seconds: float, count: int) -> int:
-    """How many payments to plan; the simulated half-year has 1,754,155."""
+def events_wanted(rate: float, seconds: float, count: int) -> int:
+    """How many events to plan; the simulated half-year has 1,754,155 transfers."""
     from pipelines.errors import StreambankError
 
     if not seconds and not count:
         raise StreambankError("give --seconds or --count, else the load has no end")
-    by_time = int(rate * seconds) if rate and seconds else sys.maxsize
-    return min(by_time, count or sys.maxsize)
+    by_time = int(rate * seconds) if rate and seconds else MOST_EVENTS
+    return min(by_time, count or MOST_EVENTS)
 
 
 def make_plan(run: int, payments: int, short_share: float, console: Any) -> LoadPlan:
@@ -171,6 +208,24 @@ def play(plan: LoadPlan, target: Any, config: Settings, pace: Pace, progress: Lo
             load_kafka(plan, config, pace, progress)
 
 
+def play_profile(
+    profile: Profile, target: Any, config: Settings, pace: Pace, clients: int, run: int, progress: LoadProgress,
+    console: Any,
+) -> None:  # fmt: skip
+    """Run a profile other than transfers to its end under a live display; ``target`` is an `ApiTarget`, None for
+    fraud."""
+    import asyncio
+
+    from models.load_profiles import load_fraud, load_orders, load_payments
+
+    with live(console, lambda: progress_table(progress, profile.value)):
+        if profile is Profile.FRAUD:
+            asyncio.run(load_fraud(config, pace, clients, run, progress))
+        else:
+            play = load_payments if profile is Profile.PAYMENTS else load_orders
+            asyncio.run(play(target, pace, run, progress))
+
+
 def live(console: Any, render: Callable[[], Any]) -> Any:
     """A display that redraws itself from ``render`` four times a second, where there is a terminal."""
     from rich.live import Live
@@ -180,24 +235,26 @@ def live(console: Any, render: Callable[[], Any]) -> Any:
     )
 
 
-def progress_table(progress: LoadProgress) -> Any:
-    """The load so far, as a rich table."""
+def progress_table(progress: LoadProgress, events: str = "payments") -> Any:
+    """The load so far, as a rich table; ``events`` is what they are called."""
     from rich.table import Table
 
     table = Table("load", "", show_header=False)
     table.add_row("phase", progress.phase)
-    table.add_row("accounts and fundings", f"{progress.setup_done:,} of {progress.setup_events:,}")
-    table.add_row("payments sent", f"{progress.sent_events:,} of {progress.planned_events:,}")
+    if progress.setup_events:
+        table.add_row("accounts and fundings", f"{progress.setup_done:,} of {progress.setup_events:,}")
+    table.add_row(f"{events} sent", f"{progress.sent_events:,} of {progress.planned_events:,}")
     table.add_row("acknowledged", f"{progress.acknowledged_events:,}")
     table.add_row(
         "failed", f"{progress.failed_events:,}" if not progress.failed_events else f"[red]{progress.failed_events:,}"
     )
     table.add_row("requests, repeated", f"{progress.requests:,}, {progress.retries:,}")
     table.add_row("seconds", f"{progress.seconds:.1f}")
-    table.add_row("payments/s", f"{progress.events_per_second:,.0f}")
-    latency = progress.latency_ms()
-    if latency:
-        table.add_row("ms to acknowledgement", ", ".join(f"{name} {value:,.1f}" for name, value in latency.items()))
+    table.add_row(f"{events}/s", f"{progress.events_per_second:,.0f}")
+    if progress.outcomes:
+        table.add_row("outcomes", ", ".join(f"{name} {count:,}" for name, count in progress.outcomes.most_common()))
+    for name, value in progress.latency_ms().items():
+        table.add_row(f"{name} from when due, ms", f"{value:,.1f}")
     return table
 
 
@@ -212,10 +269,11 @@ def local_credentials(config: Settings) -> tuple[str, str]:
     store = ClientStore(config.secrets_dir / "clients.json")
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if store.active(kept["client_id"]) is not None:
+        client = store.active(kept["client_id"])
+        if client is not None and set(CLIENT_SCOPES) <= set(client.scopes):
             return kept["client_id"], kept["client_secret"]
     config.secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    client, secret = store.add("load", ["ledger:write", "ledger:read"])
+    client, secret = store.add("load", CLIENT_SCOPES)
     part = path.with_suffix(f".{os.getpid()}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -159,3 +159,52 @@ def reconcile(
         Console().print(table)
     if not found.clean:
         raise typer.Exit(1)
+
+
+@payments.command()
+def audit(
+    client: Annotated[str, typer.Option(help="Only what this client did.", envvar="STREAMBANK_AUDIT_CLIENT")] = "",
+    payment: Annotated[
+        str, typer.Option(help="Only what was done to this payment.", envvar="STREAMBANK_AUDIT_PAYMENT")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Who did what to payments, newest first: client, route, payments, trace, address, and what was asked."""
+    import json
+
+    import psycopg
+    from psycopg.rows import dict_row
+    from rich.console import Console
+    from rich.table import Table
+
+    from infra.settings import settings
+    from infra.stores import API_ROLE, postgres_conninfo
+    from pipelines.errors import StreambankError
+
+    if payment and not (payment.isascii() and payment.isdigit() and len(payment) < 40):
+        raise StreambankError(f"--payment: must be a payment's id in decimal, found {payment[:60]!r}")
+    with psycopg.connect(postgres_conninfo(settings(), API_ROLE), row_factory=dict_row) as postgres:
+        rows = postgres.execute(
+            "SELECT a.at, a.tenant AS client, a.endpoint, a.key, a.payment_ids::text[] AS payments, a.trace_id,"
+            " a.remote, r.commands, r.answer_status AS status FROM payment_audit a"
+            " LEFT JOIN payment_requests r USING (tenant, endpoint, key)"
+            " WHERE (%(client)s = '' OR a.tenant = %(client)s)"
+            " AND (%(payment)s = '' OR nullif(%(payment)s, '')::numeric = ANY(a.payment_ids))"
+            " ORDER BY a.id DESC LIMIT %(limit)s",
+            {"client": client, "payment": payment, "limit": limit},
+        ).fetchall()
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps({**row, "at": row["at"].isoformat()}))
+        return
+    table = Table("when, UTC", "client", "from", "what", "payments", "answer", "trace")
+    for row in rows:
+        payments_of = ", ".join(row["payments"][:3]) + (
+            f" and {len(row['payments']) - 3}" if row["payments"][3:] else ""
+        )
+        when = f"{row['at']:%Y-%m-%d %H:%M:%S}"
+        table.add_row(
+            when, row["client"], row["remote"], row["endpoint"], payments_of, str(row["status"] or ""), row["trace_id"]
+        )
+    Console().print(table)

@@ -23,19 +23,21 @@ __all__ = [
     "write_status_report",
 ]
 
-STATUSES: Final = ("ACCC", "ACSC", "ACSP", "ACTC", "ACCP", "PDNG", "RJCT", "CANC", "BLCK")
+STATUSES: Final = ("RCVD", "ACCC", "ACSC", "ACSP", "ACTC", "ACCP", "PDNG", "RJCT", "CANC", "BLCK")
 """ExternalPaymentTransactionStatus1Code, those in use here."""
 GROUP_STATUSES: Final = ("ACSC", "ACSP", "ACTC", "ACCP", "PART", "PDNG", "RJCT", "RCVD")
 
 
 @dataclass(frozen=True, slots=True)
 class TransactionStatus:
-    """What became of one instruction; ``reason`` is an ISO reason code (AM04, AC01 ...), ``information`` words."""
+    """What became of one instruction; ``reason`` is an ISO reason code (AM04, AC01 ...), ``information`` words,
+    ``reference`` what it is called here."""
 
     instruction: PaymentInstruction
     status: str
     reason: str | None = None
     information: str | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def _transaction_status(parent: Element, entry: TransactionStatus, *, interbank:
             _text(SubElement(reason, "Rsn"), "Cd", entry.reason, 4)
         if entry.information is not None:
             _text(reason, "AddtlInf", entry.information, 105)
+    if entry.reference is not None:
+        _text(node, "AcctSvcrRef", entry.reference, 35)
 
 
 def write_statement(
@@ -115,8 +119,11 @@ def write_statement(
     from_date: str,
     to_date: str,
     sequence: int = 1,
+    *,
+    closed: bool = True,
 ) -> bytes:
-    """camt.053 with the balances before (OPBD) and after (CLBD) the booked entries; minor units, debit negative."""
+    """camt.053 with the balances before (OPBD) and after (CLBD; ITBD of a day that is not ``closed``) the booked
+    entries; minor units, debit negative."""
     body, finish = new_document("camt.053", "BkToCstmrStmt")
     header = SubElement(body, "GrpHdr")
     _text(header, "MsgId", message_id, 35)
@@ -129,7 +136,8 @@ def write_statement(
     _account(node, account)
     _text(node, "Ccy", currency, 3)
     closing = opening + sum(entry.amount if entry.credit else -entry.amount for entry in entries)
-    for code, amount, date in (("OPBD", opening, from_date), ("CLBD", closing, to_date)):
+    after = "CLBD" if closed else "ITBD"
+    for code, amount, date in (("OPBD", opening, from_date), (after, closing, to_date)):
         balance = SubElement(statement, "Bal")
         _text(SubElement(SubElement(balance, "Tp"), "CdOrPrtry"), "Cd", code, 4)
         _amount(balance, abs(amount), currency)

@@ -536,6 +536,7 @@ def test_logs_have_the_trace_and_no_secret(api: ApiServer) -> None:
     text = api.log_file.read_text()
     lines = [json.loads(line) for line in text.splitlines() if trace in line]
     assert sent.json()["frames"][0]["trace"] in lines[0]["frames"]
+    assert (lines[0]["client"], lines[0]["remote"]) == (client_id, "127.0.0.1"), "who did it"
     for hidden in (secret, token, "987654321987"):
         assert hidden not in text
 

@@ -32,7 +32,8 @@ VERSIONS = [
     "0040_card_vault",
     "0041_notifications",
     "0050_ledger_metadata",
-    "0011_cross_transfers",
+    "0051_account_ibans",
+    "0052_cross_transfers",
 ]
 CASSANDRA_VERSIONS = [
     "0001_statement_by_account_month",

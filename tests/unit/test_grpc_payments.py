@@ -18,7 +18,8 @@ from api.config import ApiSettings
 from api.grpc_auth import GrpcAccess
 from api.grpc_payments import PAYMENTS_IN_FLIGHT, TransactionService
 from api.payment_gateway import Answer, PaymentsGateway, Write
-from api.problems import Problem
+from api.payments_openapi import PAYMENT_PROBLEMS
+from api.problems import PROBLEMS, Problem
 from api.proto import payments_pb2 as pb
 
 PAYMENTS = 3 * PAYMENTS_IN_FLIGHT
@@ -145,3 +146,62 @@ async def test_a_token_that_expires_ends_the_stream_behind_what_was_taken() -> N
         with pytest.raises(Problem) as refused:
             await read()
     assert (found, refused.value.kind.slug) == (list(range(40)), "unauthorized")
+
+
+class Recorder:
+    """Takes what it is asked and answers at once."""
+
+    def __init__(self) -> None:
+        self.writes: list[Write] = []
+
+    async def write(self, write: Write) -> tuple[Answer, None]:
+        self.writes.append(write)
+        return Answer(202, msgspec.json.encode({"payment_id": 1, "ledger": 4, "status": "ACCEPTED"})), None
+
+
+class Call(Context):
+    """A call with ``remaining`` seconds before its deadline, and what it was ended with."""
+
+    def __init__(self, remaining: float | None) -> None:
+        self.remaining = remaining
+        self.ended: tuple[Any, ...] = ()
+
+    def time_remaining(self) -> float | None:  # type: ignore[override]
+        return self.remaining
+
+    async def abort(self, *how: Any) -> None:
+        self.ended = how
+
+
+@pytest.mark.parametrize(
+    ("asked", "remaining", "waited"),
+    [(7, None, 7), (7, 20.0, 7), (7, 2.0, 1.95), (7, 0.01, 0), (0, 20.0, 0), (2**32 - 1, None, 30)],
+)
+async def test_the_nearer_of_wait_and_deadline_counts(asked: int, remaining: float | None, waited: float) -> None:
+    """So the answer, ACCEPTED at the latest, comes before the client gives up."""
+    gateway = Recorder()
+    service = TransactionService(cast(PaymentsGateway, gateway), cast(GrpcAccess, Access(1)), ApiSettings())
+    request = pb.ProcessPaymentRequest(idempotency_key="a", wait_seconds=asked)
+    answer = await service.ProcessPayment(request, Call(remaining))
+    assert answer.payment.status == "ACCEPTED"
+    assert gateway.writes[0].wait == pytest.approx(waited)
+    assert (gateway.writes[0].action, gateway.writes[0].remote) == ("create", "::1")
+
+
+async def test_every_problem_is_a_status_that_says_as_much() -> None:
+    class Refuser:
+        async def write(self, write: Write) -> tuple[Answer, None]:
+            raise Problem(write.identity.key, "No.", retry_after=2)
+
+    service = TransactionService(cast(PaymentsGateway, Refuser()), cast(GrpcAccess, Access(100)), ApiSettings())
+    statuses = {}
+    for slug in PAYMENT_PROBLEMS:
+        call = Call(None)
+        await service.ProcessPayment(pb.ProcessPaymentRequest(idempotency_key=slug), call)
+        code, detail, trailing = call.ended
+        assert (detail, dict(trailing)) == ("No.", {"problem": slug, "retry-after": "2"})
+        statuses[slug] = code.name
+    assert {slug for slug, code in statuses.items() if code == "INTERNAL"} == {"internal"}
+    assert {code for slug, code in statuses.items() if PROBLEMS[slug].status == 503} == {"UNAVAILABLE"}, "repeat it"
+    assert statuses["idempotency-key-in-use"] == statuses["payment-conflict"] == "ABORTED"
+    assert statuses["rate-limited"] == "RESOURCE_EXHAUSTED"

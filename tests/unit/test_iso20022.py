@@ -250,7 +250,10 @@ def test_what_is_written_is_what_classes_made_from_the_schemas_read() -> None:
     entry = replace(
         transfers.instructions[0], instruction_id="I1", transaction_id="T1", uetr="8a562c67-ca16-48ba-b074-65581be6f011"
     )
-    statuses = [TransactionStatus(entry, "RJCT", "AM04", "no funds"), TransactionStatus(entry, "ACSC")]
+    statuses = [
+        TransactionStatus(entry, "RJCT", "AM04", "no funds", "77"),
+        TransactionStatus(entry, "ACSC", reference=str(2**96 - 1)),
+    ]
     interbank = CreditTransfers("pacs.008", "pacs.008.001.08", "M1", WHEN, (entry,))
     booked = [
         StatementEntry("N1", 150, True, "2026-01-02", "E1", IBANS[1], "a\nb"),

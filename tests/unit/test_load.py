@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
@@ -11,8 +12,18 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from models.load import ApiTarget, LoadError, LoadProgress, Pace, account_lines, load_api, transfer_lines
+from models.load import (
+    ApiTarget,
+    LoadError,
+    LoadProgress,
+    Pace,
+    account_lines,
+    load_api,
+    run_schedule,
+    transfer_lines,
+)
 from models.load_plan import AccountKind, LoadPlan, account_id, ledger_of_customer, plan_load
+from models.load_profiles import load_orders, load_payments
 from models.simulator import CardTransactions, simulate
 from pipelines.catalogue import LEDGER_SHARDS
 
@@ -109,7 +120,7 @@ async def api() -> AsyncIterator[tuple[_Api, str]]:
     handlers = _Api()
     app = web.Application()
     app.router.add_post("/oauth/token", handlers.token)
-    app.router.add_post("/v1/{kind}", handlers.take)
+    app.router.add_post("/v1/{kind:.*}", handlers.take)
     async with TestServer(app) as server:
         yield handlers, str(server.make_url("/"))
 
@@ -135,7 +146,7 @@ async def test_every_event_is_acknowledged_once_and_accounts_come_first(api: tup
     assert (progress.failed_events, progress.retries) == (0, 0)
     kinds = [key.split("-")[2] for key in handlers.acknowledged]
     assert kinds == sorted(kinds, key=["account", "transfer1", "transfer2"].index)
-    assert set(progress.latency_ms()) == {"p50", "p90", "p99", "max"}
+    assert set(progress.latency_ms()) == {"p50", "p90", "p99", "p99.9", "max"}
 
 
 async def test_unavailable_and_expired_are_repeated_with_the_same_key(api: tuple[_Api, str], plan: LoadPlan) -> None:
@@ -200,3 +211,61 @@ async def test_a_time_limit_stops_a_load_that_cannot_finish(api: tuple[_Api, str
     await load_api(plan, _target(url), Pace(batch=1, seconds=0.3), progress)
     assert 0 < progress.sent_events < len(plan.payments)
     assert progress.sent_events == progress.acknowledged_events == int(progress.acknowledged.sum())
+
+
+async def test_who_waits_for_a_client_is_measured_from_when_it_was_due() -> None:
+    """No coordinated omission: while one answer is slow, the schedule goes on, and so does the clock of the others."""
+    events, rate = 50, 1000.0
+    progress = LoadProgress(events)
+    freed = 0.0
+
+    async def send(first: int, stop: int) -> str | None:
+        nonlocal freed
+        if first == 0:
+            await asyncio.sleep(progress.started + events / rate - time.perf_counter())  # until all are due
+            freed = time.perf_counter()
+        return "no" if first == 7 else None
+
+    await run_schedule(events, Pace(rate=rate, batch=1), 1, send, progress)
+    due = [progress.started + (number + 1) / rate for number in range(events) if number != 7]
+    for latency, at in zip(progress.latencies, due, strict=True):
+        assert latency >= freed - at
+    assert progress.latencies[0] >= progress.latencies[-1]
+    assert (progress.acknowledged_events, progress.failed_events, progress.failures) == (events - 1, 1, ["no"])
+    assert not progress.acknowledged[7]
+
+
+async def test_payments_and_orders_are_played_to_their_outcome(api: tuple[_Api, str]) -> None:
+    handlers, url = api
+    asked: list[tuple[str, str, dict[str, object]]] = []
+
+    async def answer(request: web.Request, key: str) -> web.Response:
+        body = await request.json()
+        asked.append((request.path, request.headers.get("Prefer", ""), body))
+        if request.path == "/v1/ledger/events":
+            return web.json_response({"results": [{"result": "exists"} for _ in body]}, status=200)
+        if request.path == "/v1/orders":
+            return web.json_response({"results": [{"exec_type": "NEW"}]}, status=201)
+        number = int(key.rpartition("-")[2])
+        if number == 3:
+            return web.json_response({"detail": "amount"}, status=422)
+        status = "COMPLETED" if number % 2 else "FAILED"
+        return web.json_response({"status": status}, status=201)
+
+    handlers.misbehave = answer
+    progress = LoadProgress(10)
+    await load_payments(_target(url), Pace(), 77, progress)
+    assert progress.outcomes == {"COMPLETED": 4, "FAILED": 5}
+    assert (progress.acknowledged_events, progress.failed_events) == (9, 1)
+    assert progress.setup_done == progress.setup_events == len(asked[0][2])
+    payments = [body for path, _, body in asked if path == "/v1/payments"]
+    assert {body["ledger"] for body in payments} == {700, 701, 702, 703}
+    assert {prefer for _, prefer, _ in asked} == {"wait=20"}
+    assert len({body["reference"] for body in payments}) == 10
+
+    progress = LoadProgress(8)
+    await load_orders(_target(url), Pace(), 77, progress)
+    assert progress.outcomes == {"NEW": 8}
+    orders = [body for path, _, body in asked if path == "/v1/orders"]
+    assert len({body["order_id"] for body in orders}) == 8
+    assert [body["side"] for body in sorted(orders, key=lambda one: int(str(one["order_id"])))] == ["BUY", "SELL"] * 4

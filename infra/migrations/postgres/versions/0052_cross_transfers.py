@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0011_cross_transfers"
-down_revision = "0050_ledger_metadata"
+revision = "0052_cross_transfers"
+down_revision = "0051_account_ibans"
 branch_labels = None
 depends_on = None
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -142,15 +142,14 @@ def report(counterparty: Counterparty, **wanted: str) -> Fix:
 
 def sell(gateway: FixGateway, member: str, *offers: tuple[int, int]) -> None:
     """Offer quantities at prices as another member whose password is ``member``."""
-    session = RawSession(gateway, "MEMBER", member)
-    for number, (price, quantity) in enumerate(offers):
-        session.say("D", limit(f"{time.time_ns()}-{number}", 2, price, quantity))
-    accepted = 0
-    while accepted < len(offers):
-        message = session.hear()
-        assert message is not None
-        accepted += message.get(150) == "0"
-    session.close()
+    with closing(RawSession(gateway, "MEMBER", member)) as session:
+        for number, (price, quantity) in enumerate(offers):
+            session.say("D", limit(f"{time.time_ns()}-{number}", 2, price, quantity))
+        accepted = 0
+        while accepted < len(offers):
+            message = session.hear()
+            assert message is not None
+            accepted += message.get(150) == "0"
 
 
 def entered(environment: Settings) -> Counter[int]:
@@ -274,7 +273,7 @@ class RawSession:
 
     def __init__(self, gateway: FixGateway, comp_id: str, password: str) -> None:
         context = ssl.create_default_context(cafile=str(gateway.authority))
-        plain = socket.create_connection(("127.0.0.1", gateway.port), 20)
+        plain = socket.create_connection(("127.0.0.1", gateway.port), 60)
         self._socket = context.wrap_socket(plain, server_hostname="127.0.0.1")
         self._comp_id = comp_id
         self._number = 0
@@ -289,10 +288,13 @@ class RawSession:
 
     def hear(self) -> Message | None:
         """The next message; None at the end of the connection."""
-        while data := self._socket.recv(65_536):
+        data = b""
+        while True:
             for message in self._framer.feed(data):
                 return message
-        return None
+            data = self._socket.recv(65_536)
+            if not data:
+                return None
 
     def close(self) -> None:
         self._socket.close()

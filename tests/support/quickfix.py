@@ -66,7 +66,7 @@ class Counterparty:
         directory.mkdir(parents=True, exist_ok=True)
         configuration = directory / "session.cfg"
         configuration.write_text(
-            "[default]\nConnectionType=initiator\nNonStopSession=Y\nHeartBtInt=5\nReconnectInterval=1\n"
+            "[default]\nConnectionType=initiator\nNonStopSession=Y\nHeartBtInt=20\nReconnectInterval=1\n"
             "UseDataDictionary=Y\nDataDictionary=FIX44.xml\nValidateFieldsOutOfOrder=Y\nResetOnLogon=N\n"
             f"FileStorePath={directory / 'store'}\n"
             f"[session]\nBeginString=FIX.4.4\nSenderCompID={comp_id}\nTargetCompID={target}\n"

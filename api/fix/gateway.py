@@ -204,15 +204,10 @@ class Gateway:
 
     def _ends(self, topic: Topic) -> dict[int, int]:
         """Offset of the last record per shard, -1 for none."""
-        name = self.settings.kafka_topic(topic.name)
+        places = [TopicPartition(self.settings.kafka_topic(topic.name), shard) for shard in range(topic.partitions)]
         with _consumer(self.settings) as consumer:
-            return {
-                shard: consumer.get_watermark_offsets(TopicPartition(name, shard), timeout=CALL_SECONDS, cached=False)[
-                    1
-                ]
-                - 1
-                for shard in range(topic.partitions)
-            }
+            ends = [consumer.get_watermark_offsets(place, timeout=CALL_SECONDS, cached=False)[1] for place in places]
+        return {shard: end - 1 for shard, end in enumerate(ends)}
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

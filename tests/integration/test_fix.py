@@ -255,8 +255,8 @@ def test_a_gateway_that_was_killed_neither_doubles_an_order_nor_loses_a_report(
         wanted = exec_ids(environment, "ALICE") - before
 
         def heard() -> Counter[str]:
-            new = (message[17] for message in counterparty.heard() if message[35] == "8")
-            return Counter(exec_id for exec_id in new if exec_id not in before)
+            told = (message[17] for message in counterparty.heard() if message[35] == "8")
+            return Counter(exec_id for exec_id in told if "." in exec_id and exec_id not in before)
 
         wait_until(lambda: heard().keys() >= wanted, 60, "every report is heard")
         assert heard() == dict.fromkeys(wanted, 1)

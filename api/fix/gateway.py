@@ -451,10 +451,9 @@ class Gateway:
 
     def find(self, shard: int, frames: Sequence[PendingFrame]) -> set[str]:
         """Traces of those frames that the log holds; blocks. Raises KafkaException."""
-        wanted = {frame.trace for frame in frames}
+        wanted = {frame.trace.encode(): frame.trace for frame in frames}
         name = self.settings.kafka_topic(MATCHING_COMMANDS.name)
         found: set[str] = set()
-        codecs: dict[int, FrameCodec] = {}
         with _consumer(self.settings) as consumer:
             place = TopicPartition(name, shard, min(frame.after for frame in frames) + 1)
             start, end = consumer.get_watermark_offsets(place, timeout=CALL_SECONDS, cached=False)
@@ -465,16 +464,9 @@ class Gateway:
                 if message is None or message.error() is not None:
                     raise KafkaException(f"{name} {shard} gave nothing at offset {at} of {end}")
                 at = message.offset() + 1
-                try:
-                    schema_id, body = unwrap(message.value())
-                    if schema_id not in codecs:
-                        writer = writer_schema(schema_id, self.settings)
-                        codecs[schema_id] = FrameCodec(MATCHING_COMMANDS.name, MATCHING_COMMANDS.schema(), writer)
-                    trace = codecs[schema_id].decode(body).trace
-                except StreambankError:
-                    continue  # another producer's nonsense, a dead letter
-                if trace in wanted:
-                    found.add(trace)
+                # Avro writes text as it is, and a trace is random: no need to decode other producers' records.
+                value = message.value() or b""
+                found |= {trace for data, trace in wanted.items() if data in value}
         return found
 
 

@@ -182,7 +182,8 @@ def running_system(environment: Settings, system: str, produced_at: int | None =
                 if produced_at is not None:
                     frame = replace(frame, produced_at=produced_at)
                 for output in kernels.apply_frame(frame):
-                    producer.produce(environment.kafka_topic(output.topic), output.value, partition=output.shard)
+                    key = str(output.shard).encode()
+                    producer.produce(environment.kafka_topic(output.topic), output.value, key, output.shard)
                 producer.flush(10)
         except BaseException as error:
             failures.append(error)

@@ -735,43 +735,9 @@ def _expires_at(state: Any, slot: Any) -> Any:
     return state.extras[slot].expire_at if order.flags & HAS_EXTRA else np.int64(0)
 
 
-@compiled_inline
-def _read_path(state: Any, side: Any, price: Any) -> Any:
-    """Read what the way to a price in the tree of a side takes, and its level if there is one."""
-    found = state.sides[side]
-    node = np.int64(found.root)
-    height = np.int64(found.height)
-    seen = np.int64(0)
-    if price >> (6 * height) == found.base:
-        shift = 6 * height - 6
-        while shift >= 0 and node != 0:
-            seen ^= np.int64(state.bits[node])
-            node = np.int64(state.children[node * 64 + ((price >> shift) & 63)])
-            shift -= 6
-        if shift < 0:
-            seen ^= state.levels[node].shown
-    return seen
-
-
-@compiled_inline
-def _read_symbol(state: Any, symbol: Any) -> Any:
-    """Read what every event of a symbol takes."""
-    sides = symbol * SIDES
-    seen = state.symbols[symbol].status ^ state.symbols[symbol].word ^ state.best[symbol, 0] ^ state.best[symbol, 4]
-    return seen ^ np.int64(state.sides[sides + BIDS].best) ^ np.int64(state.sides[sides + BUY_STOPS].best)
-
-
-@compiled_inline
-def _read_tops(state: Any, symbol: Any) -> Any:
-    """Read the best levels of a symbol; after `_read_symbol`."""
-    sides = symbol * SIDES
-    return state.levels[state.sides[sides + BIDS].best].price ^ state.levels[state.sides[sides + ASKS].best].price
-
-
 @compiled
 def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
-    """Bring the orders that the next events name, and the parts of the books that they will meet, into the cache: many
-    at a time instead of one after another. Each loop reads where the one before it led."""
+    """Bring the orders that the next events name into the cache, many at a time instead of one after another."""
     seen = np.int64(0)
     for i in range(first, end):
         command = commands[i]
@@ -790,26 +756,17 @@ def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
             if slot >= 0:
                 order = state.orders[slot]
                 seen ^= np.int64(state.orders[order.next].level) ^ np.int64(state.orders[order.prev].level)
-                seen ^= np.int64(state.levels[order.level].orders) ^ _read_symbol(state, np.int64(order.symbol))
-        elif command.kind == NEW_ORDER:
-            symbol = symbol_of(state, command.symbol)
-            if symbol >= 0:
-                seen ^= _read_symbol(state, symbol)
+                seen ^= np.int64(state.levels[order.level].orders)
+                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
+                seen ^= np.int64(state.sides[side].root) ^ state.symbols[order.symbol].status
     for i in range(first, end):
-        command = commands[i]
-        if command.kind == CANCEL_ORDER or command.kind == AMEND_ORDER:
-            slot = id_index.peek(state.order_index, command.order_id)
+        amend = state.amends[i]
+        if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
+            slot = id_index.peek(state.order_index, amend.order_id)
             if slot >= 0:
                 order = state.orders[slot]
                 side = np.int64(order.symbol) * SIDES + np.int64(order.side)
-                seen ^= _read_path(state, side, order.price) ^ _read_tops(state, np.int64(order.symbol))
-                amend = state.amends[i]
-                if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
-                    seen ^= _read_path(state, side, amend.price)
-        elif command.kind == NEW_ORDER and 0 < command.price <= MAX_PRICE:
-            symbol = symbol_of(state, command.symbol)
-            if symbol >= 0:
-                seen ^= _read_tops(state, symbol) ^ _read_path(state, symbol * SIDES + command.side, command.price)
+                seen ^= np.int64(find_level(state, side, amend.price))
     state.work[arrays.SUM] = seen
 
 

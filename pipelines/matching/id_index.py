@@ -5,6 +5,10 @@ addressed table with linear probing. A full segment splits in two (some microsec
 bytes per segment, ever doubles. A word holds 32 bits of the hash and slot + 1, 0 being empty; the id itself is compared
 in the record's field ``id``. That is 13 bytes per id on average. The index is rebuilt from the records.
 
+`pipelines.id_index` is the same structure for the ledger's ids of 128 bits. There are two, because that one compares
+two words of a record, knows burned ids, and keeps 16 more bits of the hash in an array of their own: 16 bytes per id
+instead of 13, and one more read from memory for every id that is found.
+
 Known limit: the hash is fixed, so a producer can choose ids that collide. Segments that cannot be split any further are
 chained, which stays right but becomes as slow as the chain is long.
 """

@@ -104,28 +104,58 @@ def reconcile(
     postgres: Annotated[
         bool, typer.Option(help="Compare Postgres too.", envvar="STREAMBANK_PAYMENTS_RECONCILE_POSTGRES")
     ] = True,
+    notifications: Annotated[
+        bool,
+        typer.Option(help="Compare the notifications too.", envvar="STREAMBANK_PAYMENTS_RECONCILE_NOTIFICATIONS"),
+    ] = True,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that a payment's event may take to Postgres and to the outbox.",
+            envvar="STREAMBANK_PAYMENTS_RECONCILE_PATIENCE",
+        ),
+    ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare payments with the ledger, payment by payment; repairs nothing. Exit code 1 on any difference."""
+    """Compare payments with ledger and notifications, payment by payment; repairs nothing.
+
+    Exit code 0: they agree (what is under way is counted, and no difference); 1: there are differences; 3: Kafka or
+    Postgres did not answer, so nothing was found out.
+    """
     import json
 
+    import psycopg
     from rich.console import Console
     from rich.table import Table
 
     from infra.settings import settings
     from jobs.payments_reconcile import reconcile as compare
+    from pipelines.errors import StreambankError
 
-    found = compare(settings(), postgres=postgres)
+    try:
+        found = compare(settings(), postgres=postgres, notifications=notifications, patience_seconds=patience)
+    except (StreambankError, psycopg.Error) as error:
+        typer.secho(f"error: not compared: {str(error).strip()}", fg="red", err=True)
+        raise typer.Exit(3) from error
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2))
     else:
         table = Table("what", "figure")
-        for name in ("payments", "waiting", "held", "captured", "refunded"):
+        for name in ("payments", "waiting", "behind", "held", "captured", "refunded"):
             table.add_row(name, f"{getattr(found, name):,}")
         for status, number in sorted(found.statuses.items()):
             table.add_row(status, f"{number:,}")
+        for name, figure in found.as_json()["notifications"].items() if found.notifications else ():
+            if isinstance(figure, int):
+                table.add_row(f"notifications {name.replace('_', ' ')}", f"{figure:,}")
         for difference in found.differences:
-            table.add_row(f"[red]payment {difference.payment_id}, shard {difference.shard}", difference.what)
+            about = (
+                f"payment {difference.payment_id}, shard {difference.shard}"
+                if difference.shard >= 0
+                else "notifications"
+            )
+            table.add_row(f"[red]{about}", difference.what)
         Console().print(table)
     if not found.clean:
         raise typer.Exit(1)

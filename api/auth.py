@@ -13,7 +13,7 @@ import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard
 from urllib.parse import unquote_plus
 from uuid import uuid4
 
@@ -285,7 +285,7 @@ class Authenticator:
         return Problem(slug, detail, headers={"WWW-Authenticate": challenge})
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[int | float]:
     """Whether it is a NumericDate (RFC 7519); NaN, which would never expire, is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LATEST_TIME
 

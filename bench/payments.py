@@ -39,7 +39,7 @@ from infra.settings import Settings
 from infra.stores import postgres_conninfo
 from jobs.payments_reconcile import reconcile
 from models.load import LoadProgress, Pace, run_schedule
-from models.load_profiles import LEDGERS, PAYERS, payment
+from models.load_profiles import payment, payment_accounts
 from pipelines.catalogue import (
     LEDGER_COMMANDS,
     LEDGER_RESULTS,
@@ -199,16 +199,12 @@ def _session(token: str) -> aiohttp.ClientSession:
 
 async def _prepare(environment: Settings, token: str) -> None:
     """Accounts with money, once API and ledger answer."""
-    accounts = [
-        {"type": "CreateAccount", "id": account, "ledger": ledger, "code": 1}
-        for ledger in LEDGERS for account in range(1, 2 * PAYERS + 1)
-    ]  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
     async with _session(token) as http:
         while True:
             try:
                 answer = await http.post(
-                    f"{environment.api_url}/v1/ledger/events", json=accounts,
+                    f"{environment.api_url}/v1/ledger/events", json=payment_accounts(),
                     headers={"Idempotency-Key": uuid4().hex, "Prefer": f"wait={WAIT_SECONDS}"},
                 )  # fmt: skip
                 if answer.status in (200, 201):

@@ -27,11 +27,13 @@ from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.wire import unwrap, wrap
 
-__all__ = ["LEDGERS", "PAYERS", "SCOPES", "load_fraud", "load_orders", "load_payments", "order", "payment"]
+__all__ = ["SCOPES", "load_fraud", "load_orders", "load_payments", "order", "payment", "payment_accounts"]
 
 LEDGERS: Final = (700, 701, 702, 703)
 """All four shards work."""
 PAYERS: Final = 50
+FIRST_ACCOUNT: Final = 7_000_000_000_000
+"""Ids are unique in a shard, whatever the ledger: others have the small ones."""
 SYMBOLS: Final = 16
 TRADERS: Final = 4
 CUSTOMERS: Final = 5_000
@@ -91,10 +93,20 @@ async def load_orders(target: ApiTarget, pace: Pace, run: int, progress: LoadPro
 _ANSWERED: Final = (200, 201, 202)
 
 
+def payment_accounts() -> list[dict[str, Any]]:
+    """The accounts of all payments, as the API takes them."""
+    return [
+        {"type": "CreateAccount", "id": FIRST_ACCOUNT + number, "ledger": ledger, "code": 1}
+        for ledger in LEDGERS
+        for number in range(2 * PAYERS)
+    ]
+
+
 def payment(run: int, number: int) -> dict[str, Any]:
     """Payment ``number`` of a run, as the API takes it."""
     return {
-        "payer_account_id": 1 + number % PAYERS, "payee_account_id": PAYERS + 1 + number % PAYERS,
+        "payer_account_id": FIRST_ACCOUNT + number % PAYERS,
+        "payee_account_id": FIRST_ACCOUNT + PAYERS + number % PAYERS,
         "ledger": LEDGERS[number % len(LEDGERS)], "currency": "EUR", "amount": 1 + number % 1000,
         "reference": f"{run}-{number}",
     }  # fmt: skip
@@ -117,12 +129,8 @@ def _headers(key: str) -> dict[str, str]:
 
 
 async def _open_accounts(client: ApiClient, progress: LoadProgress) -> None:
-    """The accounts of all payments; those that are there stay as they are."""
-    accounts = [
-        {"type": "CreateAccount", "id": account, "ledger": ledger, "code": 1}
-        for ledger in LEDGERS
-        for account in range(1, 2 * PAYERS + 1)
-    ]
+    """Those that are there stay as they are."""
+    accounts = payment_accounts()
     progress.setup_events = len(accounts)
     began = time.perf_counter()
     why, answer = await client.post(
@@ -195,7 +203,8 @@ class _Wire:
         frame = Frame(
             FRAUD_TRANSACTIONS.name, shard, 0, time.time_ns() // 1000, None, parse_events(self._codec, [event])
         )
-        decision = self._waiting[transaction_id] = self._loop.create_future()
+        decision: asyncio.Future[str] = self._loop.create_future()
+        self._waiting[transaction_id] = decision
         try:
             self._producer.produce(
                 self._topic, wrap(self._schema_id, self._codec.encode(frame)), key=str(shard).encode(), partition=shard,

@@ -22,7 +22,7 @@ from pipelines.frames import Events, Frame
 from pipelines.fraud.kernel import FraudKernel
 from pipelines.fraud.records import DAY, LABEL_DELAY
 
-__all__ = ["measure"]
+__all__ = ["measure", "world"]
 
 FRAME_EVENTS: Final = 500
 START: Final = 1_522_540_800_000_000
@@ -37,14 +37,14 @@ _FEATURES: Final = codec_of("fraud.features").event_type("FeatureVector").dtype
 
 def measure(events: int = 2_000_000, seed: int = 1) -> list[Measurement]:
     """Rates of both worlds with their bytes per card and per terminal."""
-    worlds = {
+    chosen = {
         "5,000 cards": (5_000, 10_000, events, 200 * DAY, 3_000_000),
         "1,000,000 cards": (1_000_000, 100_000, 2 * events, 10 * DAY, 1_000_000),
     }
     baseline = _plain_rate(seed)
     return [
         measured
-        for name, (cards, terminals, count, span, goal) in worlds.items()
+        for name, (cards, terminals, count, span, goal) in chosen.items()
         for measured in _measure(name, cards, terminals, count, span, goal, seed, baseline)
     ]
 
@@ -52,7 +52,7 @@ def measure(events: int = 2_000_000, seed: int = 1) -> list[Measurement]:
 def _measure(
     name: str, cards: int, terminals: int, count: int, span: int, goal: int, seed: int, baseline: float
 ) -> list[Measurement]:
-    rows = _world(cards, terminals, count, span, seed)
+    rows = world(cards, terminals, count, span, seed)
     FraudKernel().apply(_frame(rows[:2]))  # compiled, or read from the cache
     before = _resident_bytes()
     kernel = FraudKernel()
@@ -100,7 +100,7 @@ def _measure(
     ]
 
 
-def _world(cards: int, terminals: int, count: int, span: int, seed: int) -> NDArray[np.int64]:
+def world(cards: int, terminals: int, count: int, span: int, seed: int) -> NDArray[np.int64]:
     """``count`` transactions at even random times over ``span`` microseconds, and labels of a hundredth of them."""
     rng = np.random.default_rng(seed)
     labelled = count // 100
@@ -122,7 +122,7 @@ def _world(cards: int, terminals: int, count: int, span: int, seed: int) -> NDAr
 
 
 def _frame(rows: NDArray[np.int64]) -> Frame:
-    return Frame("fraud.transactions", 0, 0, START, None, Events(rows))
+    return Frame("fraud.transactions", 0, 0, 0, None, Events(rows))
 
 
 def _counts_in_30_days(transactions: NDArray[np.void]) -> int:
@@ -143,7 +143,7 @@ def _resident_bytes() -> int:
 
 def _plain_rate(seed: int, count: int = 20_000) -> float:
     """Events per CPU-second of deques, the same windows of days without late events or labels."""
-    rows = _world(5_000, 10_000, count, 20 * DAY, seed)
+    rows = world(5_000, 10_000, count, 20 * DAY, seed)
     events = [
         (found["event_time"], found["customer_id"], found["terminal_id"], found["amount"])
         for found in rows[rows[:, 0] == 0].view(_TRANSACTION)[:, 0].tolist()

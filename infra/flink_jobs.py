@@ -20,7 +20,7 @@ from infra.flink_rest import FlinkRest, Job, JobNotFound, python_error
 from infra.registry import schema_ids
 from infra.settings import PROJECT_ROOT, Settings, settings
 from infra.stack.flink import Flink
-from pipelines.catalogue import PIPELINES
+from pipelines.catalogue import PIPELINES, SERVICES
 from pipelines.errors import StreambankError
 
 __all__ = ["LATEST", "Submission", "SubmitError", "job_file", "job_name", "latest_state", "submit", "upgrade"]
@@ -57,10 +57,11 @@ class Submission:
 
 
 def job_file(pipeline: str) -> Path:
-    """The job file of a catalogue pipeline. `SubmitError` names the pipelines there are."""
+    """The job file of a catalogue pipeline, or of a service that runs as a job. `SubmitError` names those there are."""
+    names = [*PIPELINES, *(name for name, service in SERVICES.items() if service.runs_as == "Flink job")]
     path = PROJECT_ROOT / "jobs" / f"{pipeline}.py"
-    if pipeline not in PIPELINES or not path.exists():
-        raise SubmitError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
+    if pipeline not in names or not path.exists():
+        raise SubmitError(f"no pipeline {pipeline!r}; there are: {', '.join(names)}")
     return path
 
 

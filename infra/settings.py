@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
     valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")
     cassandra_keyspace: str = Field("streambank", description="Keyspace of the history.")
+    mlflow_tracking_uri: str = Field(
+        "", description="Database of MLflow, postgresql://... say; empty: a SQLite file in the home."
+    )
     settlement_file: Path | None = Field(
         None, description="JSON file that says in which ledgers the instruments' trades are settled."
     )
@@ -111,6 +114,10 @@ class Settings(BaseSettings):
     @property
     def api_url(self) -> str:
         return f"http{'' if self.api_tls == 'off' else 's'}://{self.host}:{self.api_port}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
 
     @property
     def secrets_dir(self) -> Path:

@@ -1,5 +1,7 @@
 """Runs a pipeline's kernel as a Flink job: Kafka source -> shards with journaled state -> Kafka sink.
 
+`add_dataflow` and `FrameFunction` are what a job without a kernel is made of (`jobs.flink_scoring`).
+
 Promises:
 
 - Order: a partition is a shard and has one writer; its frames are applied in the order of the log.
@@ -42,13 +44,13 @@ from infra.settings import Settings, settings
 from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
 from jobs.flink_keys import MAX_PARALLELISM, shard_keys
 from jobs.flink_state import FoldPolicy, JournaledShard
-from pipelines.catalogue import Pipeline
+from pipelines.catalogue import Pipeline, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.kernel import InvariantBroken
 from pipelines.pages import spill_to
 from pipelines.signatures import SIGNATURE_REASONS
 
-__all__ = ["DEFAULTS", "JobError", "ShardFunction", "build", "run"]
+__all__ = ["DEFAULTS", "FrameFunction", "JobError", "ShardFunction", "add_dataflow", "build", "configure", "run"]
 
 DEFAULTS: Final[dict[str, str]] = {
     "execution.buffer-timeout.interval": "0 ms",
@@ -101,34 +103,44 @@ class _RawBytes(TypeInformation):  # type: ignore[misc]  # pyflink is untyped
         return Types.PICKLED_BYTE_ARRAY().get_java_type_info()
 
 
-class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is untyped
-    """Applies records to the shards of this subtask; a shard is loaded at its first record.
+class FrameFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is untyped
+    """Takes the records of ``topic`` one by one; one that is no frame becomes a dead letter of ``consumer``."""
 
-    Whatever outputs depend on was fixed at submission (``ids``: schema ids of the topics written) or comes with the
-    record, so that a frame gives the same bytes whenever it is applied.
-    """
-
-    def __init__(self, pipeline: Pipeline, config: Settings, ids: Mapping[str, int], policy: FoldPolicy) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self, consumer: str, topic: Topic, outputs: tuple[Topic, ...], dead_letters: Topic, config: Settings,
+        ids: Mapping[str, int],
+    ) -> None:  # fmt: skip
+        self._consumer = consumer
+        self._topic = topic
+        self._letters = dead_letters
         self._config = config
-        self._schema_ids = {topic.name: ids[topic.name] for topic in (*pipeline.outputs, pipeline.dead_letters)}
-        self._policy = policy
+        self._schema_ids = {one.name: ids[one.name] for one in (*outputs, dead_letters)}
         self._names = {name: config.kafka_topic(name) for name in self._schema_ids}
-        self._shards: dict[int, tuple[JournaledShard, _ShardMetrics]] = {}
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._journal = runtime_context.get_list_state(ListStateDescriptor("journal", _RawBytes()))
-        self._pages = runtime_context.get_map_state(MapStateDescriptor("pages", Types.STRING(), _RawBytes()))
-        self._metric_group = runtime_context.get_metrics_group()
+        from infra.producer_keys import FrameVerifier
+
         try:
-            spill_to(self._config.spill_dir)
-            self._prepare()
+            self._verifier = FrameVerifier(self._config, self._topic)
+            self.prepare(runtime_context)
         except Exception as error:
             raise _with_traceback(error) from None
 
+    def prepare(self, runtime_context: RuntimeContext) -> None:
+        """Get ready for the first record."""
+        raise NotImplementedError
+
+    def apply(self, partition: int, value: bytes) -> list[Row]:
+        """Rows of `OUTPUT_TYPE` for a record. Raises `FrameError` for one that must be set aside."""
+        raise NotImplementedError
+
+    def set_aside(self, partition: int, error: FrameError) -> None:
+        """Called for each dead letter."""
+        raise NotImplementedError
+
     def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         try:
-            rows = self._process(*value)
+            rows = self._rows(*value)
         except InvariantBroken as error:
             # the sink fails the job for good: a restart would only meet the same frame again
             text = "".join(traceback.format_exception(error))
@@ -137,25 +149,18 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
             raise _with_traceback(error) from None
         yield from rows
 
-    def _process(self, partition: int, offset: int, value: bytes, signature: bytes) -> list[Row]:
-        shard, metrics = self._shards.get(partition) or self._restore(partition)
+    def _rows(self, partition: int, offset: int, value: bytes, signature: bytes) -> list[Row]:
         try:
             self._verifier.check(partition, offset, value, signature)
-            outputs = shard.apply(value)
+            return self.apply(partition, value)
         except FrameError as error:
-            metrics.dead_letters.inc(1)
-            if error.reason in SIGNATURE_REASONS:
-                metrics.refused_signatures.inc(1)
+            self.set_aside(partition, error)
             return [self._dead_letter(partition, offset, value, error)]
-        metrics.frames.inc(1)
-        metrics.bytes.inc(len(value))
-        return [Row(self._names[output.topic], output.shard, output.value) for output in outputs]
 
     def _dead_letter(self, partition: int, offset: int, value: bytes, error: FrameError) -> Row:
-        topic = self._pipeline.dead_letters
         letter = DeadLetter(
-            consumer=self._pipeline.name,
-            topic=self._pipeline.inputs[0].name,
+            consumer=self._consumer,
+            topic=self._topic.name,
             partition=partition,
             offset=offset,
             schema_id=schema_id_of(value),
@@ -164,7 +169,46 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
             detail=error.detail,
             payload=value,
         )
-        return Row(self._names[topic.name], partition, encode_letter(topic, self._schema_ids[topic.name], letter))
+        name = self._letters.name
+        return Row(self._names[name], partition, encode_letter(self._letters, self._schema_ids[name], letter))
+
+
+class ShardFunction(FrameFunction):
+    """Applies records to the shards of this subtask; a shard is loaded at its first record.
+
+    Whatever outputs depend on was fixed at submission (``ids``: schema ids of the topics written) or comes with the
+    record, so that a frame gives the same bytes whenever it is applied.
+    """
+
+    def __init__(self, pipeline: Pipeline, config: Settings, ids: Mapping[str, int], policy: FoldPolicy) -> None:
+        super().__init__(pipeline.name, pipeline.inputs[0], pipeline.outputs, pipeline.dead_letters, config, ids)
+        self._pipeline = pipeline
+        self._policy = policy
+        self._shards: dict[int, tuple[JournaledShard, _ShardMetrics]] = {}
+
+    def prepare(self, runtime_context: RuntimeContext) -> None:
+        from jobs.registry_reader import registry_reader
+        from jobs.warm_up import warm_up
+
+        self._journal = runtime_context.get_list_state(ListStateDescriptor("journal", _RawBytes()))
+        self._pages = runtime_context.get_map_state(MapStateDescriptor("pages", Types.STRING(), _RawBytes()))
+        self._metric_group = runtime_context.get_metrics_group()
+        spill_to(self._config.spill_dir)
+        self._reader = registry_reader(self._config)
+        warm_up(self._pipeline)
+
+    def apply(self, partition: int, value: bytes) -> list[Row]:
+        shard, metrics = self._shards.get(partition) or self._restore(partition)
+        outputs = shard.apply(value)
+        metrics.frames.inc(1)
+        metrics.bytes.inc(len(value))
+        return [Row(self._names[output.topic], output.shard, output.value) for output in outputs]
+
+    def set_aside(self, partition: int, error: FrameError) -> None:
+        _, metrics = self._shards.get(partition) or self._restore(partition)
+        metrics.dead_letters.inc(1)
+        if error.reason in SIGNATURE_REASONS:
+            metrics.refused_signatures.inc(1)
 
     def _restore(self, partition: int) -> tuple[JournaledShard, _ShardMetrics]:
         from pipelines.shard import Shard
@@ -176,15 +220,6 @@ class ShardFunction(KeyedProcessFunction):  # type: ignore[misc]  # pyflink is u
         metrics.restored_frames.inc(shard.restored_frames)
         self._shards[partition] = (shard, metrics)
         return shard, metrics
-
-    def _prepare(self) -> None:
-        from infra.producer_keys import FrameVerifier
-        from jobs.registry_reader import registry_reader
-        from jobs.warm_up import warm_up
-
-        self._reader = registry_reader(self._config)
-        self._verifier = FrameVerifier(self._config, self._pipeline.inputs[0])
-        warm_up(self._pipeline)
 
 
 class _ShardMetrics:
@@ -219,45 +254,47 @@ def build(
             f"pipeline {pipeline.name} has {len(pipeline.inputs)} input topics, a Flink job takes one: frames of "
             "several topics have no order that a restore could repeat; merge them into one topic first"
         )
-    given = _configure(pipeline, environment, config)
+    given = configure(pipeline.name, environment, config)
     policy = FoldPolicy(
         **{
             field.name: int(given.getString(f"streambank.journal.{field.name.replace('_', '-')}", str(field.default)))
             for field in fields(FoldPolicy)
         }
     )
-    jvm = get_gateway().jvm
+    add_dataflow(environment, config, pipeline.name, pipeline.inputs[0], ShardFunction(pipeline, config, ids, policy))
 
-    keys = shard_keys(pipeline.shards)
+
+def add_dataflow(
+    environment: StreamExecutionEnvironment, config: Settings, name: str, topic: Topic, function: FrameFunction
+) -> None:
+    """Kafka source of ``topic`` -> ``function``, each partition on one subtask and in order -> Kafka sink. The uids of
+    the operators begin with ``name``."""
+    jvm = get_gateway().jvm
+    keys = shard_keys(topic.partitions)
     java_keys = get_gateway().new_array(jvm.int, len(keys))
     for shard, key in enumerate(keys):
         java_keys[shard] = key
     builder = (
         KafkaSource.builder()
         .set_bootstrap_servers(config.kafka_bootstrap)
-        .set_topics(config.kafka_topic(pipeline.inputs[0].name))
-        .set_group_id(config.kafka_topic(pipeline.name))
+        .set_topics(config.kafka_topic(topic.name))
+        .set_group_id(config.kafka_topic(name))
         .set_starting_offsets(KafkaOffsetsInitializer.earliest())
         .set_properties(SOURCE_PROPERTIES)
     )
     builder._j_builder.setDeserializer(jvm.io.streambank.flink.FrameDeserializationSchema(java_keys))
-    records = environment.from_source(builder.build(), WatermarkStrategy.no_watermarks(), pipeline.inputs[0].name).uid(
-        f"{pipeline.name}-source"
+    records = environment.from_source(builder.build(), WatermarkStrategy.no_watermarks(), topic.name).uid(
+        f"{name}-source"
     )
 
-    outputs = (
-        _key_by_first_column(records)
-        .process(ShardFunction(pipeline, config, ids, policy), OUTPUT_TYPE)
-        .name(f"{pipeline.name} kernel")
-        .uid(f"{pipeline.name}-kernel")
-    )
+    outputs = _key_by_first_column(records).process(function, OUTPUT_TYPE).name(f"{name} kernel").uid(f"{name}-kernel")
 
     sink = KafkaSink.builder().set_bootstrap_servers(config.kafka_bootstrap)
     sink.set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
-    for name, setting in SINK_PROPERTIES.items():
-        sink.set_property(name, setting)
+    for option, setting in SINK_PROPERTIES.items():
+        sink.set_property(option, setting)
     sink._j_builder.setRecordSerializer(jvm.io.streambank.flink.FrameSerializationSchema())
-    outputs.sink_to(sink.build()).name(f"{pipeline.name} outputs").uid(f"{pipeline.name}-sink")
+    outputs.sink_to(sink.build()).name(f"{name} outputs").uid(f"{name}-sink")
 
 
 def run(pipeline: Pipeline) -> None:
@@ -268,15 +305,16 @@ def run(pipeline: Pipeline) -> None:
     environment.execute_async(config.kafka_topic(pipeline.name))
 
 
-def _configure(pipeline: Pipeline, environment: StreamExecutionEnvironment, config: Settings) -> Any:
-    """Set what was not given, and what no operator may change; returns the Java configuration in force."""
+def configure(name: str, environment: StreamExecutionEnvironment, config: Settings) -> Any:
+    """Set the Flink options of job ``name`` that were not given, and those that no operator may change; returns the
+    Java configuration in force."""
     given = get_j_env_configuration(environment._j_stream_execution_environment)
     chosen = Configuration()
     for key, value in DEFAULTS.items():
         if not given.containsKey(key):
             chosen.set_string(key, value)
     checkpoints = given.getString("execution.checkpointing.dir", config.checkpoints_dir.resolve().as_uri())
-    chosen.set_string("execution.checkpointing.dir", f"{checkpoints.rstrip('/')}/{config.kafka_topic(pipeline.name)}")
+    chosen.set_string("execution.checkpointing.dir", f"{checkpoints.rstrip('/')}/{config.kafka_topic(name)}")
     chosen.set_string("python.execution-mode", "thread")
     chosen.set_string("pipeline.max-parallelism", str(MAX_PARALLELISM))
     environment.configure(chosen)

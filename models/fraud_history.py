@@ -1,11 +1,12 @@
 """Training sets out of Cassandra, as of any moment: what the stream said, and the labels known by then.
 
     from infra.settings import settings
-    from models.fraud_history import read_training_set
+    from models.fraud_history import read_days
 
-    data = read_training_set(settings(), first_day=17743, last_day=17773, as_of=1_535_760_000_000_000)
+    data = read_days(settings(), first_day="2018-07-31", last_day="2018-08-30", as_of="2018-09-06")
 
-Days are UTC, counted from 1970-01-01; ``as_of`` is in UTC microseconds. The feature vectors are those that the stream
+`read_days` takes UTC days as texts; `read_training_set` counts them from 1970-01-01, its ``as_of`` being in UTC
+microseconds. The feature vectors are those that the stream
 made, bit for bit: no feature is computed here, so nothing that was unknown at the time of a transaction can come into
 it. A label counts if it had become known by ``as_of``; of several the one that became known last, of equal times the
 one that arrived last. A transaction without such a label counts as genuine.
@@ -16,6 +17,7 @@ The tables are filled by `streambank sink cassandra-fraud-features` and `cassand
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any, Final
 
 import numpy as np
@@ -23,11 +25,12 @@ from numpy.typing import NDArray
 
 from infra.settings import Settings
 from infra.stores import cassandra_session
-from models.fraud_dataset import FraudDataset
+from models.fraud_dataset import MICROS_PER_DAY, FraudDataset
 from pipelines.catalogue import FRAUD_SHARDS
 from pipelines.codec import codec_of
+from pipelines.errors import StreambankError
 
-__all__ = ["BUCKETS", "read_partitions", "read_training_set"]
+__all__ = ["BUCKETS", "NoHistoryError", "read_days", "read_partitions", "read_training_set"]
 
 BUCKETS: Final = 16
 """Partitions of a shard's day, as the sinks write them."""
@@ -46,6 +49,30 @@ _LABELS: Final = (
     "SELECT transaction_id, known_at, sequence, event_index, fraud FROM fraud_labels"
     " WHERE shard = ? AND day = ? AND bucket = ?"
 )
+
+
+class NoHistoryError(StreambankError):
+    """There are no transactions of these days in Cassandra."""
+
+
+def read_days(settings: Settings, first_day: str, last_day: str, as_of: str | None = None) -> FraudDataset:
+    """`read_training_set` of the days ``first_day`` to ``last_day``, both included, as ``YYYY-MM-DD``, with the labels
+    known at the end of the day ``as_of`` (default: all). Raises `NoHistoryError` when there is nothing, and
+    `ValueError` for a text that is no day."""
+    first, last = (_day(text) for text in (first_day, last_day))
+    known_by = np.iinfo(np.int64).max if as_of is None else (_day(as_of) + 1) * MICROS_PER_DAY - 1
+    found = read_training_set(settings, first, last, int(known_by))
+    if not len(found):
+        raise NoHistoryError(
+            f"Cassandra has no transactions from {first_day} to {last_day}; do `streambank sink "
+            "cassandra-fraud-features` and `cassandra-fraud-labels` run?"
+        )
+    return found
+
+
+def _day(text: str) -> int:
+    """Days since 1970-01-01."""
+    return (date.fromisoformat(text) - date(1970, 1, 1)).days
 
 
 def read_training_set(

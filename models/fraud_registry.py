@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from infra.settings import settings
-from models.scoring import BadModelError, OnnxModel
+from models.scoring import PARITY, BadModelError, OnnxModel
 from pipelines.errors import StreambankError
 
-__all__ = ["MODEL_NAME", "ModelVersion", "NotPromotedError", "Registry", "default_tracking_uri", "model_card"]
+__all__ = ["MODEL_NAME", "ModelVersion", "NotPromotedError", "Registry", "model_card"]
 
 MODEL_NAME: Final = "fraud"
 CHAMPION: Final = "champion"
@@ -26,17 +27,17 @@ CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
 MODEL_FILE: Final = "model.onnx"
 
+PARITY_METRIC: Final = "onnx_largest_difference"
+"""Metric of a run: by how much the exported model's scores differ from the trained one's, at most."""
+SEARCH: Final = "search"
+"""Appended to the model's name: the experiment of the search for settings."""
+
 MAX_LOSS: Final = 0.005
 """Average precision that a new champion may lose against the current one on the same folds."""
 
 
 class NotPromotedError(StreambankError):
     """A version that must not serve; the message says why."""
-
-
-def default_tracking_uri() -> str:
-    """A SQLite file in Streambank's home; give a ``postgresql://`` address to share the registry."""
-    return f"sqlite:///{settings().home.resolve() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,14 @@ class ModelVersion:
 
 
 class Registry:
-    """The versions of one model name in the MLflow at ``tracking_uri``; artifacts lie in ``artifacts`` (a folder)."""
+    """The versions of one model name in the MLflow at ``tracking_uri`` (default: the settings'); artifacts lie in
+    ``artifacts`` (a folder)."""
 
     def __init__(self, tracking_uri: str | None = None, artifacts: Path | None = None, name: str = MODEL_NAME) -> None:
         from mlflow import MlflowClient
 
         self.name = name
-        uri = tracking_uri or default_tracking_uri()
+        uri = tracking_uri or settings().mlflow_uri
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = uri
@@ -68,18 +70,8 @@ class Registry:
         self, exported: bytes, metrics: Mapping[str, float], parameters: Mapping[str, Any], card: str
     ) -> ModelVersion:
         """Log a run with its model and register it as the newest version, the challenger."""
-        experiment = self._client.get_experiment_by_name(self.name)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment is not None
-            else self._client.create_experiment(self.name, artifact_location=self._artifacts.as_uri())
-        )
-        run = self._client.create_run(experiment_id)
+        run = self._run(self.name, metrics, parameters)
         run_id = run.info.run_id
-        for key, value in parameters.items():
-            self._client.log_param(run_id, key, value)
-        for key, number in metrics.items():
-            self._client.log_metric(run_id, key, number)
         with TemporaryDirectory() as folder:
             (Path(folder) / MODEL_FILE).write_bytes(exported)
             (Path(folder) / "model-card.md").write_text(card, encoding="utf-8")
@@ -92,6 +84,30 @@ class Registry:
         self._client.set_terminated(run_id)
         self._client.set_registered_model_alias(self.name, CHALLENGER, version.version)
         return self.version(version.version)
+
+    def add_trial(self, number: int, metrics: Mapping[str, float], parameters: Mapping[str, Any]) -> None:
+        """Log trial ``number`` of a search, as a run of an experiment of its own; no version comes of it."""
+        run = self._run(f"{self.name}-{SEARCH}", metrics, parameters, f"trial {number}")
+        self._client.set_terminated(run.info.run_id)
+
+    def _run(self, experiment: str, metrics: Mapping[str, float], parameters: Mapping[str, Any], name: str = "") -> Any:
+        """A run that goes on, with its figures."""
+        from mlflow.entities import Metric, Param
+
+        known = self._client.get_experiment_by_name(experiment)
+        experiment_id = (
+            known.experiment_id
+            if known is not None
+            else self._client.create_experiment(experiment, artifact_location=self._artifacts.as_uri())
+        )
+        run = self._client.create_run(experiment_id, run_name=name or None)
+        now = time.time_ns() // 1_000_000
+        self._client.log_batch(
+            run.info.run_id,
+            [Metric(key, number, now, 0) for key, number in metrics.items()],
+            [Param(key, str(value)) for key, value in parameters.items()],
+        )
+        return run
 
     def versions(self) -> list[ModelVersion]:
         """All versions, oldest first."""
@@ -147,9 +163,16 @@ class Registry:
             raise NotPromotedError(f"version {version.version} gives scores that are no probabilities: {scores}")
 
     def check_promotable(self, version: ModelVersion) -> None:
-        """`check_serves`, and raises `NotPromotedError` too for a model that was not evaluated, or is worse than the
-        champion by more than `MAX_LOSS`."""
+        """`check_serves`, and raises `NotPromotedError` too for a model that scores otherwise than the trained one, was
+        not evaluated, or is worse than the champion by more than `MAX_LOSS`."""
         self.check_serves(version)
+        difference = version.metrics.get(PARITY_METRIC)
+        if difference is None or not difference <= PARITY:
+            found = "was never compared with" if difference is None else f"differs by {difference:g} from"
+            raise NotPromotedError(
+                f"version {version.version}: the exported model {found} the trained one, at most {PARITY:g} is "
+                "allowed; `streambank model train` makes one that passes"
+            )
         precision = version.metrics.get("average_precision")
         if precision is None:
             raise NotPromotedError(f"version {version.version} was never evaluated")

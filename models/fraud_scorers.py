@@ -3,6 +3,9 @@
 Both are asked the same way and give the same numbers for the same champion. A scorer never raises and never takes
 longer than it was allowed to: what it cannot score comes back without scores and with the reason.
 
+`ServedScorer` and `EmbeddedScorer` live in an event loop; `following_scorer` gives an embedded one to those that have
+none, say a Flink job.
+
 `ServedScorer` asks for the version that it knows to be the champion, with that version's own inputs, and follows the
 server's labels. Time-outs, connections that fail, 5xx and answers that are none count against the server; after
 ``failures_to_open`` in a row it is not asked for ``open_seconds``, and then by one request alone until it answers.
@@ -13,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +36,7 @@ from models.scoring import BadInputsError
 from pipelines.errors import StreambankError
 from pipelines.fraud.decisions import Scores, UnknownReason
 
-__all__ = ["EmbeddedScorer", "ServedScorer"]
+__all__ = ["EmbeddedScorer", "ServedScorer", "following_scorer"]
 
 POLL_SECONDS: Final = 2.0
 POLL_SECONDS_WITHOUT_MODEL: Final = 0.25
@@ -273,9 +278,13 @@ class EmbeddedScorer:
         self._server = ModelServer(registry)
         self._following: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
+    async def load(self) -> None:
         """Load what the registry's aliases name. Raises what the registry raises."""
         await self._server.follow()
+
+    async def open(self) -> None:
+        """`load`, and follow the aliases from then on."""
+        await self.load()
         self._following = asyncio.create_task(self._follow_forever())
 
     async def close(self) -> None:
@@ -287,10 +296,11 @@ class EmbeddedScorer:
     async def score(self, vectors: NDArray[np.void], seconds: float) -> Scores:
         """Scores of feature vectors; ``seconds`` do not matter, nothing is waited for."""
         if len(vectors) <= ROWS_ON_THE_LOOP:
-            return self._score(vectors)
-        return await asyncio.to_thread(self._score, vectors)
+            return self.score_now(vectors)
+        return await asyncio.to_thread(self.score_now, vectors)
 
-    def _score(self, vectors: NDArray[np.void]) -> Scores:
+    def score_now(self, vectors: NDArray[np.void]) -> Scores:
+        """The same without an event loop, from any thread."""
         served = self._server.served
         number = served.aliases.get(CHAMPION)
         if number is None:
@@ -308,12 +318,31 @@ class EmbeddedScorer:
             return Scores(champion, number)
         return Scores(champion, number, UnknownReason.none, challenger, second)
 
+    async def follow(self) -> None:
+        """Read the registry's aliases once more; one that cannot be read changes nothing."""
+        try:
+            await self._server.follow()
+        except (StreambankError, OSError) as error:
+            log.warning("registry cannot be read", error=str(error))
+        except Exception as error:  # MLflow's stores raise what their drivers raise
+            log.warning("registry cannot be read", error=repr(error))
+
     async def _follow_forever(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            try:
-                await self._server.follow()
-            except (StreambankError, OSError) as error:
-                log.warning("registry cannot be read", error=str(error))
-            except Exception as error:  # MLflow's stores raise what their drivers raise
-                log.warning("registry cannot be read", error=repr(error))
+            await self.follow()
+
+
+def following_scorer(tracking_uri: str) -> EmbeddedScorer:
+    """An embedded scorer that is ready for `EmbeddedScorer.score_now` and follows the registry in a thread, as long as
+    the process lives. Raises what the registry raises."""
+    scorer = EmbeddedScorer(Registry(tracking_uri))
+    asyncio.run(scorer.load())
+
+    def forever() -> None:
+        while True:
+            time.sleep(POLL_SECONDS)
+            asyncio.run(scorer.follow())
+
+    threading.Thread(target=forever, name="fraud-models", daemon=True).start()
+    return scorer

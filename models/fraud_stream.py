@@ -60,7 +60,7 @@ def frames(rows: NDArray[np.int64], events: int = 500) -> Iterator[Frame]:
     """The rows in frames of ``events`` events of shard 0."""
     for start in range(0, len(rows), events):
         run = rows[start : start + events]
-        yield Frame("fraud.transactions", 0, 0, EPOCH_MICROS, None, Events(run))
+        yield Frame("fraud.transactions", 0, 0, 0, None, Events(run))
 
 
 def feature_rows(

@@ -23,17 +23,16 @@ from xgboost import XGBClassifier
 
 from models.fraud_dataset import BASE_INPUTS, INPUTS, FraudDataset
 from models.fraud_evaluation import FOLD_STARTS, Fold, Metrics, evaluate, fold
+from models.scoring import PARITY
 from pipelines.errors import StreambankError
 
 __all__ = [
-    "ALGORITHMS", "BASELINES", "Algorithm", "Calibration", "ParityError", "Recipe", "calibrate", "export", "fit",
-    "prequential", "scores_of", "search",
+    "ALGORITHMS", "BASELINES", "Algorithm", "Calibration", "ParityError", "Recipe", "Trial", "calibrate", "export",
+    "fit", "prequential", "scores_of", "search",
 ]  # fmt: skip
 
 Algorithm = Literal["xgboost", "random-forest", "logistic-regression", "decision-tree"]
 ALGORITHMS: Final[tuple[Algorithm, ...]] = ("xgboost", "random-forest", "logistic-regression", "decision-tree")
-PARITY: Final = 1e-4
-"""Largest difference of an exported model's probability; ONNX computes in single precision."""
 
 
 class ParityError(StreambankError):
@@ -146,16 +145,27 @@ def calibrate(scores: NDArray[np.float64], fraud: NDArray[np.bool_]) -> Calibrat
     return Calibration(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one try of a search found: ``number`` from 1, the mean average precision of the folds, and the ``best`` so
+    far."""
+
+    number: int
+    recipe: Recipe
+    average_precision: float
+    best: float
+
+
 def search(
     base: Recipe,
     data: FraudDataset,
     trials: int,
     starts: tuple[int, ...] = FOLD_STARTS,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[Trial], None] | None = None,
 ) -> tuple[Recipe, float]:
     """The best of ``trials`` settings by mean average precision over the folds, with that figure.
 
-    ``progress`` gets (trials done, trials in all, best so far). The same seed gives the same trials.
+    ``progress`` is called after each trial. The same seed gives the same trials.
     """
     import optuna
 
@@ -196,7 +206,8 @@ def search(
 
     def report(study: Any, trial: Any) -> None:
         if progress is not None:
-            progress(trial.number + 1, trials, study.best_value)
+            recipe = recipe_of(optuna.trial.FixedTrial(trial.params))
+            progress(Trial(trial.number + 1, recipe, float(trial.value), float(study.best_value)))
 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=base.seed))
     study.optimize(objective, n_trials=trials, callbacks=[report])

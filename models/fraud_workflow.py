@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version as installed
 from typing import Any, Final
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from models.fraud_dataset import FraudDataset
 from models.fraud_evaluation import FOLD_STARTS, Metrics, evaluate, fold, threshold_by_capacity, threshold_by_cost
-from models.fraud_registry import ModelVersion, Registry, model_card
-from models.fraud_training import Recipe, calibrate, check_parity, export, fit, prequential, scores_of
+from models.fraud_registry import PARITY_METRIC, ModelVersion, Registry, model_card
+from models.fraud_training import Recipe, Trial, calibrate, check_parity, export, fit, prequential, scores_of, search
 from models.scoring import OnnxModel
 
-__all__ = ["evaluate_version", "mean_metrics", "train_and_register"]
+__all__ = ["evaluate_version", "mean_metrics", "search_and_log", "train_and_register"]
 
 LIBRARIES: Final = ("numpy", "scikit-learn", "xgboost", "onnx", "onnxruntime", "skl2onnx", "onnxmltools")
 PARITY_ROWS: Final = 10_000
@@ -70,12 +70,37 @@ def train_and_register(
     }
     sample = last.test.select(np.arange(len(last.test)) < PARITY_ROWS)
     exported = export(pipeline, recipe, sample, metadata)
-    parameters: Mapping[str, Any] = {
+    logged = metrics | {PARITY_METRIC: check_parity(exported, pipeline, recipe, sample)}
+    card = model_card(metadata | {"recipe": recipe.as_json()}, metrics)
+    return registry.add(exported, logged, _parameters(recipe, data_name), card)
+
+
+def search_and_log(
+    recipe: Recipe,
+    data: FraudDataset,
+    registry: Registry,
+    trials: int,
+    *,
+    data_name: str,
+    starts: tuple[int, ...] = FOLD_STARTS,
+    progress: Callable[[Trial], None] | None = None,
+) -> tuple[Recipe, float]:
+    """`models.fraud_training.search`, each trial being logged in MLflow as it ends."""
+
+    def log(trial: Trial) -> None:
+        measured = {"average_precision": trial.average_precision}
+        registry.add_trial(trial.number, measured, _parameters(trial.recipe, data_name))
+        if progress is not None:
+            progress(trial)
+
+    return search(recipe, data, trials, starts, log)
+
+
+def _parameters(recipe: Recipe, data_name: str) -> dict[str, Any]:
+    return {
         "algorithm": recipe.algorithm, "train_days": recipe.train_days, "fraud_weight": recipe.fraud_weight,
         "inputs": ",".join(recipe.inputs), "data": data_name, **recipe.settings,
     }  # fmt: skip
-    logged = metrics | {"onnx_largest_difference": check_parity(exported, pipeline, recipe, sample)}
-    return registry.add(exported, logged, parameters, model_card(metadata | {"recipe": recipe.as_json()}, metrics))
 
 
 def evaluate_version(

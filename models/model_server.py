@@ -374,7 +374,7 @@ class ModelServer:
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status)
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
 async def _object(request: web.Request) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from models.fraud_dataset import model_inputs
 from pipelines.errors import StreambankError
 
-__all__ = ["BadInputsError", "BadModelError", "OnnxModel"]
+__all__ = ["PARITY", "BadInputsError", "BadModelError", "OnnxModel"]
 
 METADATA_KEY: Final = "streambank"
+PARITY: Final = 1e-4
+"""Largest difference of an exported model's probability from the trained one's; ONNX computes in single precision."""
 
 
 class BadModelError(StreambankError):

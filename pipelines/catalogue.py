@@ -433,6 +433,7 @@ class Service:
     outputs: tuple[Topic, ...]
     dead_letters: Topic
     doc: str
+    runs_as: Literal["Faust service", "Flink job"] = "Faust service"
 
 
 SERVICES: Final[dict[str, Service]] = {
@@ -442,5 +443,13 @@ SERVICES: Final[dict[str, Service]] = {
         outputs=(NOTIFICATION_DELIVERIES,),
         dead_letters=NOTIFICATION_DEAD_LETTERS,
         doc="Tells customers by webhook, e-mail, SMS and WebSocket.",
+    ),
+    "fraud_scoring": Service(
+        "fraud_scoring",
+        inputs=(FRAUD_FEATURES, FRAUD_RULES),
+        outputs=(FRAUD_DECISIONS,),
+        dead_letters=FRAUD_DEAD_LETTERS,
+        doc="Decides card transactions with the model in the job, in the place of `streambank score`.",
+        runs_as="Flink job",
     ),
 }

@@ -49,7 +49,7 @@ SERVERS: dict[Part, tuple[str, ...]] = {
     Part.MATCHING: (),
     Part.FRAUD: (),
     Part.LEDGER_CLIENT: ("kafka", "registry", "valkey"),
-    Part.FRAUD_SCORING: ("kafka", "registry"),
+    Part.FRAUD_SCORING: ("kafka", "registry", "flink"),
     Part.TRADING: ("kafka", "registry", "valkey", "flink"),
     Part.PAYMENTS: ("kafka", "registry", "flink", "postgres", "valkey"),
 }

@@ -64,7 +64,7 @@ def mermaid(pipelines: Iterable[Pipeline], sinks: Mapping[str, SinkTopics], serv
     }
     running = list(services)
     for service in running:
-        nodes.append(f'    service_{_id(service.name)}[["{service.name}<br/>Faust service"]]')
+        nodes.append(f'    service_{_id(service.name)}[["{service.name}<br/>{service.runs_as}"]]')
         edges |= dict.fromkeys(f"    {_topic(topic)} --> service_{_id(service.name)}" for topic in service.inputs)
         edges |= dict.fromkeys(f"    service_{_id(service.name)} --> {_topic(topic)}" for topic in service.outputs)
         edges[f"    service_{_id(service.name)} -. unreadable .-> {_topic(service.dead_letters)}"] = None

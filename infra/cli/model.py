@@ -51,31 +51,30 @@ def train(
     from rich.progress import Progress
 
     from models.fraud_dataset import load_dataset
-    from models.fraud_training import ALGORITHMS, Recipe, search
-    from models.fraud_workflow import train_and_register
+    from models.fraud_training import ALGORITHMS, Recipe
+    from models.fraud_workflow import search_and_log, train_and_register
 
     if algorithm not in ALGORITHMS:
         raise typer.BadParameter(f"{algorithm!r} is not an algorithm; there are {', '.join(ALGORITHMS)}")
     console = Console()
     recipe = Recipe(algorithm, train_days=train_days, fraud_weight=fraud_weight)
+    registry = _registry(tracking_uri)
+    data_name = "published world" if customers is None else f"world of {customers} customers"
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("features", total=1)
         data = load_dataset(customers, lambda done, total: progress.update(task, completed=done, total=total))
         if trials:
             task = progress.add_task("search", total=trials)
-            recipe, best = search(
-                recipe,
-                data,
-                trials,
-                progress=lambda done, total, found: progress.update(
-                    task, completed=done, total=total, description=f"search: AP {found:.4f}"
+            recipe, best = search_and_log(
+                recipe, data, registry, trials, data_name=data_name,
+                progress=lambda trial: progress.update(
+                    task, completed=trial.number, description=f"search: AP {trial.best:.4f}"
                 ),
-            )
+            )  # fmt: skip
             console.print(f"best of {trials} trials: average precision {best:.4f} with {dict(recipe.settings)}")
         task = progress.add_task("folds", total=4)
         version = train_and_register(
-            recipe, data, _registry(tracking_uri), review_cost=review_cost,
-            data_name="published world" if customers is None else f"world of {customers} customers",
+            recipe, data, registry, review_cost=review_cost, data_name=data_name,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
     _print([version], console)
@@ -124,6 +123,9 @@ def serve(
 
 
 def explain(
+    case: Annotated[
+        str | None, typer.Argument(help="Show this case's reasons; without it, explain those that have none.")
+    ] = None,
     limit: Annotated[
         int, typer.Option(envvar="STREAMBANK_MODEL_EXPLAIN_LIMIT", min=1, help="Cases to explain, newest first.")
     ] = 100,
@@ -131,11 +133,32 @@ def explain(
 ) -> None:
     """Give fraud cases the reasons of their scores (SHAP), from the feature vectors in Cassandra."""
     from rich.console import Console
+    from rich.table import Table
 
     from infra.settings import settings
-    from models.fraud_reasons import explain_cases
+    from models.fraud_reasons import explain_cases, reasons_of_case
 
-    Console().print(f"{explain_cases(settings(), _registry(tracking_uri), limit)} cases explained")
+    console = Console()
+    if case is not None and not case.isdecimal():
+        raise typer.BadParameter(f"{case!r} is not a case's id, which is a decimal number")
+    explained = explain_cases(settings(), _registry(tracking_uri), limit, int(case) if case else None)
+    if case is None:
+        console.print(f"{len(explained)} cases explained")
+        return
+    found = reasons_of_case(settings(), int(case))
+    if found is None:
+        console.print(
+            f"case {case} has no reasons: there is no such case, its score is unknown, its model is gone, or its "
+            "features are not in Cassandra",
+            style="red",
+        )
+        raise typer.Exit(1)
+    table = Table("input", "value", "moves the score by")
+    for one in found["inputs"]:
+        table.add_row(one["input"], f"{one['value']:,.6g}", f"{one['contribution'] / 1e6:+.6f}")
+    console.print(table)
+    total = found["average"] + sum(one["contribution"] for one in found["inputs"])
+    console.print(f"from {found['average'] / 1e6:.6f}, an average of the day's transactions, to {total / 1e6:.6f}")
 
 
 def report(

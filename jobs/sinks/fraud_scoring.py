@@ -8,7 +8,8 @@ decision of a sequence is the one that counts, even where a later one would have
 Within ``deadline_seconds`` of the moment at which a frame was taken in hand all its transactions are decided, by score
 or by the policy for UNKNOWN. Those without a score are scored again when the model answers (bounded in number and in
 age), and the second decisions go to fraud.rescores. A scorer that starts looks up in both topics which ones its
-predecessor left.
+predecessor left. One that follows the Flink job (`jobs.flink_scoring`), whose records carry no position, finds it by
+the sequence.
 
 Needs a scorer: `models.fraud_scorers` has one that asks the model server and one with the model in the process.
 """
@@ -19,7 +20,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -37,7 +38,7 @@ from jobs.sinks.base import Addition, Position, Sink, StoreUnavailable
 from jobs.topic_reader import TopicReadError
 from pipelines.catalogue import FRAUD_DECISIONS, FRAUD_FEATURES, FRAUD_RESCORES, Topic
 from pipelines.codec import codec_of
-from pipelines.errors import StreambankError
+from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
 from pipelines.fraud.decisions import Decision, Scores, UnknownPolicy, UnknownReason, decide
 from pipelines.fraud.records import Status
@@ -47,6 +48,8 @@ from pipelines.wire import unwrap, wrap
 __all__ = ["FraudScoringSink", "Scorer", "ScoringOptions"]
 
 CALL_SECONDS: Final = 15.0
+REQUEST_EVENTS: Final = 500
+"""Frames at hand are scored together up to so many transactions; a larger frame is scored alone."""
 POSITION_HEADER: Final = "position"
 """Next offset, sequence and unreadable records, as decimal numbers with blanks between."""
 
@@ -190,38 +193,77 @@ class FraudScoringSink(Sink):
                 if not messages or messages[0].error() is not None:
                     raise TopicReadError(f"{name} {partition}: the record at {end - 1} does not come")
                 position = _position(partition, messages[0])
-                if position is None:
-                    raise TopicReadError(f"{name} {partition}: the record at {end - 1} was not written by a scorer")
-                found[partition] = position
+                found[partition] = position or self._behind_the_job(consumer, partition, messages[0])
         return found
+
+    def _behind_the_job(self, consumer: Any, partition: int, decided: Any) -> Position:
+        """Where `jobs.flink_scoring` stopped, whose records have no position: behind the features of its last frame,
+        found by their sequences, which grow by one and after a repetition grow again."""
+        read = registry_reader(self._settings)
+        name = self._settings.kafka_topic(FRAUD_FEATURES.name)
+
+        def sequence_of(topic: Topic, message: Any) -> int:
+            schema_id, body = unwrap(message.value())
+            return int(read(topic.name, schema_id).decode(body).sequence)
+
+        try:
+            sequence = sequence_of(FRAUD_DECISIONS, decided)
+        except FrameError as error:
+            raise TopicReadError(f"partition {partition}: the last decision was not written by a scorer") from error
+        low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=CALL_SECONDS)
+        while low < high:
+            middle = (low + high) // 2
+            found = None
+            for message in self._records(consumer, FRAUD_FEATURES, partition, None, high, middle):
+                with suppress(FrameError):  # one that cannot be read tells nothing; the next one may
+                    found = sequence_of(FRAUD_FEATURES, message)
+                    break
+            if found is not None and found <= sequence:
+                low = middle + 1
+            else:
+                high = middle
+        return Position(partition, low, sequence)
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
         if rehearse:
             return
         began = time.monotonic()
         frames = [addition for addition in additions if addition.after.sequence != addition.before.sequence]
-        decided = await asyncio.gather(*(self._first_decisions(addition.events) for addition in frames))
+        runs = list(_runs(frames))
+        decided = await asyncio.gather(*(self._first_decisions([one.events for one in run]) for run in runs))
         sent = _Sent()
-        for addition, (_, events) in zip(frames, decided, strict=True):
-            after = addition.after
-            position = f"{after.next_offset} {after.sequence} {after.unreadable_records}"
-            headers = {POSITION_HEADER: position.encode()}
-            self._produce(FRAUD_DECISIONS, after.partition, after.sequence, events, headers, sent)
+        for run, (_, decisions) in zip(runs, decided, strict=True):
+            for addition, events in zip(run, decisions, strict=True):
+                after = addition.after
+                position = f"{after.next_offset} {after.sequence} {after.unreadable_records}"
+                headers = {POSITION_HEADER: position.encode()}
+                self._produce(FRAUD_DECISIONS, after.partition, after.sequence, events, headers, sent)
         await self._all_taken(sent)
         SCORE_SECONDS.observe(time.monotonic() - began)
         CIRCUIT_OPEN.set(self._scorer.circuit_is_open)
-        for addition, (scores, events) in zip(frames, decided, strict=True):
-            _count(events)
+        for run, (scores, decisions) in zip(runs, decided, strict=True):
+            _count(decisions)
             if scores.champion is None:
-                self._keep(addition.after.partition, addition.events, began)
+                for addition in run:
+                    self._keep(addition.after.partition, addition.events, began)
 
-    async def _first_decisions(self, events: Events) -> tuple[Scores, Events]:
-        vectors = events.view(_FEATURES)
+    async def _first_decisions(self, frames: Sequence[Events]) -> tuple[Scores, list[Events]]:
+        """The scores of all frames together, asked for at once, and the decisions of each."""
+        vectors = np.concatenate([events.rows for events in frames]).view(_FEATURES)[:, 0]
         if (vectors["status"] == Status.computed).any():
             scores = await self._scorer.score(vectors, self._options.deadline_seconds)
         else:
             scores = Scores(np.zeros(len(vectors)))
-        return scores, self._decide(vectors, scores)
+        return scores, self._split(self._decide(vectors, scores), frames)
+
+    def _split(self, decisions: Events, frames: Sequence[Events]) -> list[Events]:
+        """The decisions of each frame; a duplicate has none."""
+        counts = [int((events.view(_FEATURES)["status"] != Status.duplicate).sum()) for events in frames]
+        ends = np.cumsum(counts).tolist()
+        return [
+            Events(decisions.rows[end - count : end], decisions.heap)
+            for count, end in zip(counts, ends, strict=True)
+        ]  # fmt: skip
 
     def _decide(self, vectors: NDArray[np.void], scores: Scores, *, rescored: bool = False) -> Events:
         return decide(
@@ -259,7 +301,7 @@ class FraudScoringSink(Sink):
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
         """Decide events that were set aside; their decisions go to fraud.rescores, their sequence being over."""
-        _, decided = await self._first_decisions(events)
+        _, (decided,) = await self._first_decisions([events])
         sent = _Sent()
         self._produce(FRAUD_RESCORES, shard, 0, decided, {}, sent)
         await self._all_taken(sent)
@@ -395,6 +437,20 @@ class FraudScoringSink(Sink):
                 yield message
 
 
+def _runs(frames: Sequence[Addition]) -> Iterator[list[Addition]]:
+    """The frames in order, as many together as make a request worth its while."""
+    run: list[Addition] = []
+    events = 0
+    for addition in frames:
+        if run and events + len(addition.events) > REQUEST_EVENTS:
+            yield run
+            run, events = [], 0
+        run.append(addition)
+        events += len(addition.events)
+    if run:
+        yield run
+
+
 def _position(partition: int, message: Any) -> Position | None:
     """The position in a decision record's header."""
     numbers = dict(message.headers() or []).get(POSITION_HEADER, b"").split()
@@ -418,8 +474,8 @@ class _Sent:
             self.errors.append(str(error))
 
 
-def _count(events: Events) -> None:
-    decisions = events.view(_DECISION)
+def _count(frames: Sequence[Events]) -> None:
+    decisions = np.concatenate([events.rows for events in frames]).view(_DECISION)[:, 0]
     for kind, count in zip(*np.unique(decisions["decision"], return_counts=True), strict=True):
         DECISIONS.labels(Decision(kind).name).inc(int(count))
     for reason, count in zip(*np.unique(decisions["unknown_reason"], return_counts=True), strict=True):

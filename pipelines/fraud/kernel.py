@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipelines import id_index, pages
 from pipelines.codec import codec_of
 from pipelines.compiled import source_digest
-from pipelines.errors import StateVersionError, StreambankError
+from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Events, Frame
 from pipelines.fraud import engine, rebuild
 from pipelines.fraud.features import FEATURE_WORDS
@@ -29,6 +29,7 @@ from pipelines.fraud.records import (
     CARDS,
     CLOCK,
     COMPUTED,
+    DAY,
     DETAIL_WORDS,
     DETAILS,
     DUPLICATES,
@@ -57,6 +58,8 @@ from pipelines.kernel import InvariantBroken, Output
 __all__ = ["CapacityExceeded", "FraudKernel"]
 
 STATE_VERSION: Final = 1
+MAX_AHEAD: Final = DAY
+"""How far ahead of its frame's ``produced_at`` a transaction may be; 0 there says nothing, and anything goes."""
 
 _TRANSACTIONS: Final = "fraud.transactions"
 _FEATURES: Final = "fraud.features"
@@ -159,7 +162,11 @@ class FraudKernel:
                 raise StreambankError(f"{codec.topic}: {name}.{field} has the symbols {', '.join(found)}")
 
     def apply(self, frame: Frame) -> list[Output]:
-        """Apply one frame of fraud.transactions; see `pipelines.kernel.Kernel.apply`."""
+        """Apply one frame of fraud.transactions; see `pipelines.kernel.Kernel.apply`.
+
+        `FrameError` reason: ``event_in_the_future``.
+        """
+        self._check_times(frame)
         arrays = self._arrays
         rows = frame.events.rows
         count = len(rows)
@@ -195,11 +202,28 @@ class FraudKernel:
             )
         return [Output(_FEATURES, Events(features)), Output(_LABELS, Events(received))]
 
+    def _check_times(self, frame: Frame) -> None:
+        """One transaction far ahead would make all others of its card and terminal too late, and let labels out that
+        are not known yet. So a frame whose producer's clock, or whose data, are that wrong is not believed."""
+        if not frame.produced_at or not len(frame.events):
+            return
+        transactions = frame.events.view(self._transaction_view)
+        times = np.where(transactions["kind"] == 0, transactions["event_time"], 0)
+        newest = int(times.argmax())
+        if times[newest] > frame.produced_at + MAX_AHEAD:
+            raise FrameError(
+                "event_in_the_future",
+                f"events[{newest}] has the event_time {times[newest]}, more than a day after {frame.produced_at}, when "
+                "its frame was produced; correct the producer's clock or the event and send the frame again",
+            )
+
     def apply_many(self, frames: Sequence[Frame]) -> list[list[Output]]:
         """What `apply` would return for each of the frames, one after another, at the price of one.
 
         Answers do not depend on where frames begin and end, so many small frames of a file go through together.
         """
+        for frame in frames:
+            self._check_times(frame)
         events = [frame.events for frame in frames]
         offsets = np.cumsum([0, *(len(found.heap) for found in events)])
         rows = np.concatenate([found.rows for found in events]) if frames else self._transactions.new_rows(0)
@@ -212,7 +236,7 @@ class FraudKernel:
             view[name][given] += np.repeat(offsets[:-1], np.diff(starts))[given] << 32
         heap = np.concatenate([found.heap for found in events]) if frames else np.empty(0, np.uint8)
         first = frames[0] if frames else Frame(_TRANSACTIONS, 0, 0, 0, None, Events(rows))
-        joined = Frame(_TRANSACTIONS, first.shard, 0, first.produced_at, None, Events(rows, heap))
+        joined = Frame(_TRANSACTIONS, first.shard, 0, 0, None, Events(rows, heap))
         features, labels = self.apply(joined)
         feature_ends = np.concatenate([[0], np.cumsum(is_transaction)])[starts]
         label_ends = starts - feature_ends

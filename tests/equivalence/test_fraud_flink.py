@@ -14,6 +14,7 @@ from models.simulator import simulate
 from pipelines.catalogue import FRAUD_FEATURES, FRAUD_SHARDS, FRAUD_TRANSACTIONS, PIPELINES
 from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
+from pipelines.fraud.records import DAY
 from pipelines.wire import wrap
 from tests.support.flink_job import caught_up, end, provision, start
 from tests.support.frame_log import Record, count, expected, produce
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 FRAUD = PIPELINES["fraud"]
 FRAUD_JOB = PROJECT_ROOT / "jobs" / "fraud.py"
 FRAME_EVENTS = 50
+LATER = EPOCH_MICROS + 400 * DAY
+"""When the frames are produced."""
 
 
 def portfolios(schema_id: int) -> list[Record]:
@@ -38,7 +41,7 @@ def portfolios(schema_id: int) -> list[Record]:
         for number, at in enumerate(range(0, len(own), FRAME_EVENTS)):
             run = np.ascontiguousarray(own[at : at + FRAME_EVENTS])
             trace = f"00-{shard:016x}{number:016x}-{number:016x}-01"
-            frame = Frame(FRAUD_TRANSACTIONS.name, shard, 0, EPOCH_MICROS + number, trace, Events(run))
+            frame = Frame(FRAUD_TRANSACTIONS.name, shard, 0, LATER + number, trace, Events(run))
             made += [(int(run[0, 3]), Record(shard, wrap(schema_id, codec.encode(frame))))] * (1 + (number % 10 == 9))
     return [record for _, record in sorted(made, key=lambda entry: entry[0])]
 

@@ -126,7 +126,8 @@ def test_decisions_become_cases_and_closed_cases_labels(
         connection.execute("DELETE FROM sink_offsets")
     later = decisions(3, [(7, 5, 0, 0.99)])
     again = decisions(0, [(6, 8, 0, 0.97)], "fraud.rescores")
-    send(environment, records_of(environment, [later]), "fraud.decisions")
+    portfolio = decisions(1, [(2, 5, 0, 0.95)], shard=3)  # the same ids, but another portfolio's card
+    send(environment, records_of(environment, [later, portfolio]), "fraud.decisions")
     send(environment, records_of(environment, [again, again]), "fraud.rescores")
     with (
         running(environment, "fraud-cases", tmp_path / "cases.log"),
@@ -135,6 +136,7 @@ def test_decisions_become_cases_and_closed_cases_labels(
         wait_until(lambda: len(one_case(session, day)["transactions"]) == 3, 90, "the later transaction joins")
         eight = alert_id(1, 8, DAY)
         wait_until(lambda: one_case(session, eight)["transactions"][0]["rescored"], 90, "the second decision")
+        wait_until(lambda: len(alerts(environment)) == 5, 90, "the other portfolio's alert")
     assert one_case(session, eight)["transactions"] == [
         {
             "transaction_id": "6", "event_time": NOON, "terminal_id": 7, "amount": 20_000, "decision": "block",
@@ -142,14 +144,14 @@ def test_decisions_become_cases_and_closed_cases_labels(
             "rescored": True,
         }
     ]  # fmt: skip
-    assert len(alerts(environment)) == 4
-    assert len(cases()) == 4
+    assert len(alerts(environment)) == 5
+    assert len(cases()) == 5
 
     # the queue
     page = session.get("/v1/fraud/cases", params={"limit": 3}).json()
     rest = session.get("/v1/fraud/cases", params={"limit": 3, "cursor": page["next_cursor"]}).json()
-    assert [len(page["cases"]), len(rest["cases"]), rest["next_cursor"]] == [3, 1, None]
-    assert len({one["case_id"] for one in page["cases"] + rest["cases"]}) == 4
+    assert [len(page["cases"]), len(rest["cases"]), rest["next_cursor"]] == [3, 2, None]
+    assert len({one["case_id"] for one in page["cases"] + rest["cases"]}) == 5
     at = f"/v1/fraud/cases/{day}"
     assigned = session.post(f"{at}/assign", json={"assignee": "ann"})
     assert (assigned.status_code, assigned.json()["status"]) == (200, "assigned")
@@ -166,6 +168,10 @@ def test_decisions_become_cases_and_closed_cases_labels(
     other = session.post(f"/v1/fraud/cases/{alert_id(1, 6, DAY)}/close", json={"outcome": "genuine"})
     assert other.status_code == 200
     assert [label[:3] for label in labels(environment)[3:]] == [(1, 4, False)]
+    # a label goes where its transaction went, whatever other portfolio has the same ids
+    assert one_case(session, alert_id(3, 5, DAY))["shard"] == 3
+    assert session.post(f"/v1/fraud/cases/{alert_id(3, 5, DAY)}/close", json={"outcome": "genuine"}).status_code == 200
+    assert [label[:3] for label in labels(environment)[4:]] == [(3, 2, False)]
     assert len(cases(status="open")) == 2
 
     # refusals
@@ -182,7 +188,7 @@ def test_decisions_become_cases_and_closed_cases_labels(
         assert session.post(path, json=body).status_code == status, (path, body)
     assert session.get("/v1/fraud/cases", params={"status": "lost"}).status_code == 400
     assert session.get("/v1/accounts/1").status_code == 403
-    assert len(labels(environment)) == 4
+    assert len(labels(environment)) == 5
 
 
 def one_case(session: httpx.Client, case_id: int) -> dict[str, Any]:

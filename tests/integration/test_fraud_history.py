@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
-from infra.migrations import migrate_cassandra
+from infra.migrations import migrate_cassandra, migrate_postgres
 from infra.settings import PROJECT_ROOT, Settings
-from infra.stores import cassandra_session
+from infra.stores import cassandra_session, postgres_conninfo
 from jobs.sinks.cassandra_fraud import (
     BUCKETS,
     FraudDecisionsSink,
@@ -22,23 +25,35 @@ from jobs.sinks.cassandra_fraud import (
 )
 from models import fraud_history
 from models.fraud_dataset import INPUTS, FraudDataset, dataset_of
-from models.fraud_history import read_training_set
+from models.fraud_history import NoHistoryError, read_days, read_training_set
+from models.fraud_registry import Registry
 from models.fraud_report import NothingToReportError, make_report, psi, write_report
-from models.fraud_stream import EPOCH_MICROS, event_rows, frames
+from models.fraud_stream import EPOCH_MICROS
+from models.fraud_training import Recipe, export, fit
+from models.scoring import OnnxModel
 from models.simulator import CardTransactions, simulate
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.fraud.decisions import Scores, UnknownPolicy, UnknownReason, decide
-from pipelines.fraud.kernel import FraudKernel
 from pipelines.fraud.records import DAY
 from pipelines.fraud.rules import DEFAULT_RULES
 from pipelines.wire import wrap
+from tests.support.fraud_history import streamed
 from tests.support.ledger_events import EventLog
 from tests.support.ledger_history import project
-from tests.support.stack import PrivateStack
+from tests.support.stack import PrivateStack, variables
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(600),
+    # MLflow and what it imports use functions that their libraries have deprecated
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 VECTOR = codec_of("fraud.features").event_type("FeatureVector").dtype
 FIRST_DAY = EPOCH_MICROS // DAY
@@ -53,24 +68,19 @@ def world() -> CardTransactions:
 @pytest.fixture(scope="module")
 def history(world: CardTransactions) -> tuple[EventLog, EventLog]:
     """fraud.features and fraud.labels of the world, and a label that is revised on day 170."""
-    kernel = FraudKernel()
-    features, labels = EventLog(), EventLog()
     first_fraud = int(np.flatnonzero(world.fraud)[0])
     revision = {
         "type": "FraudLabel", "transaction_id": first_fraud, "event_time": EPOCH_MICROS + 170 * DAY, "fraud": False,
     }  # fmt: skip
     last = Frame("fraud.transactions", 0, 0, 0, None, parse_events(codec_of("fraud.transactions"), [revision]))
-    for sequence, frame in enumerate([*frames(event_rows(world)), last], 1):
-        for output, log in zip(kernel.apply(frame), (features, labels), strict=True):
-            body = codec_of(output.topic).encode(Frame(output.topic, SHARD, sequence, 0, None, output.events))
-            log.records.append((SHARD, wrap(1, body)))
-    return features, labels
+    return streamed(world, SHARD, last)
 
 
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack, history: tuple[EventLog, EventLog]) -> Settings:
-    environment = stack.environment("cassandra")
+    environment = stack.environment("cassandra", "postgres")
     migrate_cassandra(environment)
+    migrate_postgres(environment)
     asyncio.run(project(environment, history[0], FraudFeaturesSink))
     asyncio.run(project(environment, history[1], FraudLabelsSink))
     return environment
@@ -103,6 +113,14 @@ def test_a_training_set_is_the_streams_and_knows_no_label_early(
         assert found.fraud.tolist() == known.tolist()
     assert known.tolist() == expected.fraud.tolist()
     assert known.sum() > 0
+
+    # the same by the days' names
+    named = read_days(environment, "2018-07-10", "2018-07-30", "2018-08-06")
+    assert named.vectors.tobytes() == expected.vectors.tobytes()
+    assert named.fraud.tolist() == expected.fraud.tolist()
+    assert read_days(environment, "2018-07-10", "2018-07-30").fraud.tolist() == named.fraud.tolist()
+    with pytest.raises(NoHistoryError, match="no transactions from 2017-01-01"):
+        read_days(environment, "2017-01-01", "2017-01-02")
 
     # the revision counts once it is known
     first_fraud = int(np.flatnonzero(world.fraud)[0])
@@ -165,6 +183,40 @@ def test_a_days_report_measures_drift_and_what_alerts_were_worth(
     rng = np.random.default_rng(1)
     sample, same, moved = rng.normal(0, 1, 4_000), rng.normal(0, 1, 4_000), rng.normal(1, 1, 4_000)
     assert psi(sample, same) < 0.02 < 0.25 < psi(sample, moved)
+
+
+def test_a_case_gets_the_reasons_of_its_score_from_the_shell(
+    environment: Settings, world: CardTransactions, tmp_path: Path
+) -> None:
+    data = dataset_of(world)
+    recipe = Recipe("logistic-regression")
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+    registry.add(export(fit(recipe, data), recipe, data, {}), {}, {}, "")
+    model = OnnxModel(registry.exported(registry.version(1)))
+    fraud = int(np.flatnonzero(world.fraud)[-1])
+    score = round(float(model.score_vectors(data.vectors[fraud : fraud + 1])[0]) * 1_000_000)
+    with psycopg.connect(postgres_conninfo(environment), autocommit=True) as connection:
+        for case, transaction in ((71, fraud), (72, 10**9)):
+            connection.execute(
+                "INSERT INTO fraud_cases (case_id, shard, customer_id, day, raised_at, transaction_id, event_time,"
+                " terminal_id, amount, decision, score, model_version, rule_set_version, reason_codes)"
+                " VALUES (%s, %s, 1, '1970-01-01'::date + %s, 1, %s, 1, 1, 1, 'review', %s, 1, 0, '')",
+                [case, SHARD, FIRST_DAY + int(data.day[fraud]), transaction, score],
+            )
+
+    def explain(*case: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("streambank")), "model", "explain", *case]
+        uri = {"STREAMBANK_MLFLOW_TRACKING_URI": registry.tracking_uri}
+        return subprocess.run(command, env=variables(environment) | uri, capture_output=True, text=True, timeout=240)
+
+    shown = explain("71")
+    assert shown.returncode == 0, shown.stderr
+    rows = dict(re.findall(r"^│ (\w+) +│ +\S+ +│ ([+-][0-9.]+) ", shown.stdout, re.MULTILINE))
+    assert set(rows) == set(INPUTS)
+    (average, total) = re.findall(r"0\.\d{6}(?=, an| *$|\n)", shown.stdout.splitlines()[-1])
+    assert float(total) == pytest.approx(score / 1e6, abs=2e-5)
+    assert float(average) + sum(map(float, rows.values())) == pytest.approx(float(total), abs=2e-5)
+    assert explain("72").returncode == 1  # its transaction is not in Cassandra
 
 
 def test_the_documented_queries_run(environment: Settings) -> None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from infra.flink_jobs import job_file
 from infra.settings import Settings
 from models.fraud_dataset import FraudDataset, dataset_of
 from models.fraud_registry import Registry
 from models.fraud_scorers import EmbeddedScorer
 from models.simulator import simulate
-from pipelines.catalogue import FRAUD_DECISIONS
+from pipelines.catalogue import FRAUD_DEAD_LETTERS, FRAUD_DECISIONS
 from pipelines.codec import codec_of
-from pipelines.event_json import render_events
+from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
 from pipelines.fraud.decisions import Scores, UnknownPolicy, decide
-from pipelines.fraud.rules import DEFAULT_RULES
+from pipelines.fraud.rules import DEFAULT_RULES, RuleSet
+from tests.support.flink_job import running as running_job
 from tests.support.fraud_scoring import (
     DecisionLog,
     FaultyModelServer,
@@ -90,8 +94,8 @@ def plain(decisions: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if name != "scored_at"} for one in decisions]
 
 
-def expected(registry: Registry, frames: list[Frame]) -> list[list[dict[str, Any]]]:
-    """What the embedded model and the default rules make of frames."""
+def expected(registry: Registry, frames: list[Frame], rules: RuleSet = DEFAULT_RULES) -> list[list[dict[str, Any]]]:
+    """What the embedded model and the rules make of frames."""
 
     async def scores() -> list[Scores]:
         scorer = EmbeddedScorer(registry)
@@ -105,7 +109,7 @@ def expected(registry: Registry, frames: list[Frame]) -> list[list[dict[str, Any
         plain(
             render_events(
                 codec,
-                decide(frame.events.view(VECTORS), found, DEFAULT_RULES, UnknownPolicy(), model="fraud", scored_at=0),
+                decide(frame.events.view(VECTORS), found, rules, UnknownPolicy(), model="fraud", scored_at=0),
             )
         )
         for frame, found in zip(frames, asyncio.run(scores()), strict=True)
@@ -172,9 +176,9 @@ def test_every_transaction_is_decided_whatever_the_server_does(
         # 4xx: the request's fault; the server is asked every time
         server.mode = "refuse"
         asked = server.asked
-        found = feed.through(12)
+        found = flat([feed.through(1) for _ in range(6)])
         assert {one["unknown_reason"] for one in found} == {"refused"}
-        assert server.asked >= asked + 12
+        assert server.asked >= asked + 6
         assert scorer.metric("streambank_fraud_circuit_open") == 0
 
         for mode, reason in (
@@ -183,6 +187,7 @@ def test_every_transaction_is_decided_whatever_the_server_does(
             ("wrong_count", "bad_answer"),
             ("hang", "timeout"),
             ("cut", "unreachable"),
+            ("killed", "unreachable"),
         ):
             server.mode = "pass"
             recovered(feed)
@@ -274,10 +279,118 @@ def recovered(feed: Feed) -> None:
 
 
 def publish(environment: Settings, rules: Path) -> None:
-    command = [str(Path(sys.executable).with_name("streambank")), "rules", "publish", str(rules), "--author", "test"]
-    done = subprocess.run(command, env=variables(environment), capture_output=True, text=True, timeout=60)
+    assert "in force" in shell(environment, "rules", "publish", str(rules), "--author", "test")
+
+
+def shell(environment: Settings, *arguments: str) -> str:
+    """What `streambank` prints."""
+    command = [str(Path(sys.executable).with_name("streambank")), *arguments]
+    wide = variables(environment) | {"COLUMNS": "160"}
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "in force" in done.stdout
+    return done.stdout
+
+
+RULES: dict[str, Any] = {
+    "review_at": 200_000,
+    "block_at": 700_000,
+    "rules": [
+        {"id": "large", "when": "amount > 15000 and score_known", "action": "review"},
+        {"id": "burst", "when": "cn1 >= 4", "action": "block", "mode": "shadow"},
+    ],
+}
+
+
+def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
+    stack: PrivateStack,
+    registry: Registry,
+    server: FaultyModelServer,
+    data: FraudDataset,
+    frames: list[Frame],
+    tmp_path: Path,
+) -> None:
+    """The job decides, is cancelled and started from nothing again; then the scorer with the model server goes on, and
+    then the job. Upstream repeats frames, and a record is no frame. What they wrote is history to test rules with."""
+    environment = stack.environment("kafka", "registry", "flink").model_copy(
+        update={"mlflow_tracking_uri": registry.tracking_uri}
+    )
+    prepare_fraud(environment)
+    server.mode = "pass"
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps(RULES))
+    publish(environment, rules)
+    job = job_file("fraud_scoring")
+    with DecisionLog(environment, range(SHARDS)) as decisions:
+
+        def go_on(to: int, again_from: int, *more: Any) -> None:
+            done = decisions.count()
+            records = records_of(environment, frames[again_from:done] + frames[done:to])
+            send(environment, [*records[:5], *more, *records[5:]], "fraud.features")
+            wait_until(lambda: decisions.count() == to, 120, f"{to} decided frames")
+
+        for to, more in ((100, [(1, b"no frame")]), (200, [])):
+            with running_job(environment, job):
+                go_on(to, max(0, to - 130), *more)
+        with scoring(environment, tmp_path / "scorer.log", server.url, deadline_ms="20000") as scorer:
+            go_on(300, 180)
+            assert scorer.stop() == 0
+        with running_job(environment, job):
+            go_on(400, 280)
+
+    found = decided(environment, range(SHARDS))
+    assert [plain(found[frame.shard][frame.sequence]) for frame in frames] == expected(
+        registry, frames, RuleSet.parse(json.dumps(RULES), 1)
+    )
+    names = {one["shadow_rules_hit"] for frame in found[0].values() for one in frame}
+    assert names == {"", "burst"}
+    written = all_frames(environment, FRAUD_DECISIONS, range(SHARDS))
+    assert [(frame.shard, frame.sequence) for frame in written] == [
+        (shard, sequence) for shard in range(SHARDS) for sequence in range(1, 1 + len(frames) // SHARDS)
+    ]
+    codec = codec_of(FRAUD_DEAD_LETTERS.name)
+    letters = [
+        one for frame in all_frames(environment, FRAUD_DEAD_LETTERS) for one in render_events(codec, frame.events)
+    ]
+    assert {(one["consumer"], one["partition"], one["reason"]) for one in letters} == {("fraud_scoring", 1, "not_avro")}
+
+    # the shell: what is in force, and what other rules would have done to this history
+    send(environment, records_of(environment, list(label_frames(data, frames))), "fraud.labels")
+    assert re.search(r"│ 1 .*│ test .*│ 2 .*│ 1 .*│ 0\.2 .*│ 0\.7 ", shell(environment, "rules", "ls"))
+    stricter = RULES | {"rules": [{"id": "burst", "when": "cn1 >= 4", "action": "block"}, RULES["rules"][0]]}
+    rules.write_text(json.dumps(stricter))
+    assert "2 rules, 0 of them in shadow" in shell(environment, "rules", "check", str(rules))
+    shown = shell(environment, "rules", "backtest", str(rules))
+    vectors = np.concatenate([frame.events.view(VECTORS) for frame in frames])
+    fraud = data.fraud[vectors["transaction_id_lo"].astype(np.int64)]
+    burst = vectors["cn1"] >= 4
+    before = [one["decision"] for one in flat(expected(registry, frames, RuleSet.parse(json.dumps(RULES), 1)))]
+    after = [one["decision"] for one in flat(expected(registry, frames, RuleSet.parse(json.dumps(stricter), 1)))]
+    for name in ("approve", "review", "block"):
+        counts = [f"{decisions_made.count(name):,}" for decisions_made in (before, after)]
+        assert re.search(rf"│ {name} +│ {counts[0]} +│ {counts[1]} +│", shown), (counts, shown)
+    assert after.count("block") > before.count("block") > 0
+    assert re.search(rf"│ burst +│ enforce +│ {burst.sum():,} +│ {(burst & fraud).sum():,} +│", shown), shown
+    assert f"{len(vectors):,} transactions, {fraud.sum():,} of them labelled fraud" in " ".join(shown.split())
+
+
+def label_frames(data: FraudDataset, frames: list[Frame]) -> Iterator[Frame]:
+    """What the fraud job would say about the labels of the frames' frauds."""
+    codec = codec_of("fraud.labels")
+    for shard in range(SHARDS):
+        found = []
+        for frame in frames:
+            for vector in frame.events.view(VECTORS) if frame.shard == shard else ():
+                number = int(vector["transaction_id_lo"])
+                if data.fraud[number]:
+                    kept = {name: int(vector[name]) for name in ("customer_id", "terminal_id", "amount")}
+                    at = int(vector["event_time"])
+                    found.append(
+                        {
+                            "type": "LabelReceived", "transaction_id": number, "event_time": at + 1, "fraud": True,
+                            "status": "accepted", "transaction_time": at, **kept,
+                        }
+                    )  # fmt: skip
+        yield Frame("fraud.labels", shard, 1, 0, None, parse_events(codec, found))
 
 
 def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(

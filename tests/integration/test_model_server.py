@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from typer.testing import CliRunner
 
+from infra.cli.model import register
 from models.fraud_dataset import BASE_INPUTS, FraudDataset, UnknownInputError, dataset_of, model_inputs
 from models.fraud_evaluation import fold
 from models.fraud_reasons import reasons
@@ -124,10 +128,13 @@ def test_export_that_scores_otherwise_is_refused(data: FraudDataset) -> None:
 def test_bad_models_are_not_promoted(registry: Registry, versions: list[ModelVersion], data: FraudDataset) -> None:
     champion = registry.aliases()["champion"]
     good = registry.exported(versions[1])
+    parity = {"onnx_largest_difference": 1e-6}
     for exported, metrics, why in (
         (b"not onnx", {"average_precision": 1.0}, "cannot serve"),
-        (good, {}, "never evaluated"),
-        (good, {"average_precision": 0.0}, "more than 0.005 less"),
+        (good, {"average_precision": 1.0}, "never compared with the trained one"),
+        (good, {"average_precision": 1.0, "onnx_largest_difference": 0.02}, "differs by 0.02 from the trained one"),
+        (good, parity, "never evaluated"),
+        (good, {"average_precision": 0.0} | parity, "more than 0.005 less"),
         (good.replace(b'"risk30"', b'"risk31"'), {"average_precision": 1.0}, "cannot serve.*risk31"),
     ):
         bad = registry.add(exported, metrics, {}, "")
@@ -323,3 +330,47 @@ def test_calibration_keeps_order_and_fits(data: FraudDataset) -> None:
     assert (np.diff(fitted[np.argsort(skewed)]) >= 0).all()
     assert abs(fitted.mean() - fraud.mean()) < 0.005
     assert np.abs(fitted - true).mean() < 0.5 * np.abs(skewed - true).mean()
+
+
+def test_the_shell_searches_trains_evaluates_compares_promotes_and_rolls_back(
+    registry: Registry, versions: list[ModelVersion]
+) -> None:
+    app = typer.Typer(callback=lambda: None)
+    register(app)
+
+    def shell(*arguments: str, fails: bool = False) -> str:
+        uri = {"STREAMBANK_MLFLOW_TRACKING_URI": registry.tracking_uri, "COLUMNS": "160"}
+        done = CliRunner().invoke(app, ["model", *arguments], env=uri)
+        assert (done.exit_code != 0) == fails, done.output
+        return done.output
+
+    before = {version.version for version in registry.versions()}
+    trained = shell(
+        "train", "--algorithm", "logistic-regression", "--train-days", "14", "--trials", "2", "--customers", "60"
+    )
+    assert "best of 2 trials" in trained
+    (added,) = {version.version for version in registry.versions()} - before
+    assert registry.aliases()["challenger"] == added
+    trials = registry._client.search_runs(
+        [registry._client.get_experiment_by_name("fraud-search").experiment_id], order_by=["attributes.start_time ASC"]
+    )
+    assert [(run.data.tags["mlflow.runName"], run.info.status) for run in trials] == [
+        ("trial 1", "FINISHED"), ("trial 2", "FINISHED"),
+    ]  # fmt: skip
+    best = max(run.data.metrics["average_precision"] for run in trials)
+    assert f"average precision {best:.4f}" in " ".join(trained.split())
+    assert set(trials[0].data.params) == {"algorithm", "train_days", "fraud_weight", "inputs", "data", "C"}
+
+    assert "average_precision: 0." in shell("evaluate", str(added), "--customers", "60")
+    assert re.search(rf"│ {added} +│ challenger +│ 0\.\d{{4}} ", shell("compare"))
+    champion = registry.aliases()["champion"]
+    poor = registry.add(
+        registry.exported(versions[1]), {"average_precision": 0.0, "onnx_largest_difference": 0.0}, {}, ""
+    )
+    assert "more than 0.005 less" in " ".join(shell("promote", str(poor.version), fails=True).split())
+    assert registry.aliases()["champion"] == champion
+    better = registry.add(
+        registry.exported(versions[1]), {"average_precision": 1.0, "onnx_largest_difference": 0.0}, {}, ""
+    )
+    assert f"champion is version {better.version}" in shell("promote")
+    assert f"champion is version {champion}" in shell("rollback")

@@ -1,9 +1,9 @@
-"""Notebooks run from top to bottom, and are kept without outputs."""
+"""Notebooks run from top to bottom, on what the stream stored in Cassandra, and are kept without outputs."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +11,25 @@ from typing import Any
 
 import pytest
 
-from infra.settings import PROJECT_ROOT
+from infra.migrations import migrate_cassandra
+from infra.settings import PROJECT_ROOT, Settings
+from jobs.sinks.cassandra_fraud import FraudFeaturesSink, FraudLabelsSink
+from models.simulator import simulate
+from tests.support.fraud_history import streamed
+from tests.support.ledger_history import project
+from tests.support.stack import PrivateStack, variables
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+HISTORY = {"first_day": "2018-04-01", "last_day": "2018-06-09", "as_of": "2018-06-30"}
+DAYS = 70
 SMALL: dict[str, dict[str, Any]] = {
-    "01_explore": {
-        "customers": 150,
-        "terminals": 1500,
-        "days": 40,
-        "train_days": [10, 17],
-        "delay_days": 3,
-        "test_days": 7,
-    },
+    "01_explore": {"train_days": [40, 54], "delay_days": 7, "test_days": 7},
     "02_retrain": {
-        "customers": 120,
-        "train_days": 14,
+        "train_days": 21,
         "settings": {"n_estimators": 20, "max_depth": 3},
-        "fold_starts": [129, 136],
+        "fold_starts": [42, 49],
     },
-    "03_compare_and_promote": {"customers": 120},
+    "03_compare_and_promote": {"fold_start": 49},
 }
 """Parameters that make a notebook quick."""
 
@@ -40,21 +40,34 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(scope="module")
+def environment(stack: PrivateStack) -> Settings:
+    """A small world's history in Cassandra."""
+    environment = stack.environment("cassandra")
+    migrate_cassandra(environment)
+    features, labels = streamed(simulate(customers=100, terminals=200, days=DAYS), 0)
+    asyncio.run(project(environment, features, FraudFeaturesSink))
+    asyncio.run(project(environment, labels, FraudLabelsSink))
+    return environment
+
+
 def _text(notebook: dict[str, Any]) -> str:
     return "".join("".join(output.get("text", [])) for cell in notebook["cells"] for output in cell.get("outputs", []))
 
 
+@pytest.mark.stack
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(notebook: Path, tmp_path: Path, home: Path) -> None:
+def test_notebook_runs(notebook: Path, tmp_path: Path, home: Path, environment: Settings) -> None:
     output = tmp_path / notebook.name
     parameters = tmp_path / "parameters.json"
-    parameters.write_text(json.dumps(SMALL[notebook.stem]))
+    parameters.write_text(json.dumps({"history": HISTORY} | SMALL[notebook.stem]))
     done = subprocess.run(
         [
             sys.executable, "-m", "papermill", str(notebook), str(output),
             "-f", str(parameters), "--cwd", str(PROJECT_ROOT), "-k", "python3", "--no-progress-bar",
         ],
-        env=os.environ | {"MPLBACKEND": "agg", "STREAMBANK_HOME": str(home), "PYTHONWARNINGS": "default"},
+        env=variables(environment) | {"MPLBACKEND": "agg", "STREAMBANK_HOME": str(home), "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
         timeout=240,

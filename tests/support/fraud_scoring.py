@@ -59,11 +59,12 @@ def two_models(data: FraudDataset, folder: Path) -> Registry:
 class FaultyModelServer:
     """The real model server on a port, in a thread; `mode` says what becomes of requests for scores.
 
-    pass, slow (0.15 s), hang, server_error, garbage, wrong_count, refuse, cut (the connection is closed).
+    pass, slow (0.15 s), hang, server_error, garbage, wrong_count, refuse, cut (the connection is closed), killed
+    (nobody listens, and what was connected is cut).
     """
 
     def __init__(self, registry: Registry, port: int) -> None:
-        self.mode = "pass"
+        self._mode = "pass"
         self.asked = 0
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
@@ -83,19 +84,40 @@ class FaultyModelServer:
         self._thread.join(30)
         self._loop.close()
 
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        before, self._mode = self._mode, mode
+        if "killed" in {before, mode} and before != mode:
+            asyncio.run_coroutine_threadsafe(self._listen(mode != "killed"), self._loop).result(30)
+
+    async def _listen(self, up: bool) -> None:
+        if up:
+            self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+            await self._site.start()
+            return
+        await self._site.stop()
+        assert self._runner.server is not None
+        for connection in self._runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
         app = ModelServer(self._registry, poll_seconds=0.1).app()
         app.middlewares.append(self._fail)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await self._listen(True)
         self._up.set()
         await self._stop.wait()
-        self.mode = "pass"
-        await runner.cleanup()
+        self._mode = "pass"
+        await self._runner.cleanup()
 
     @web.middleware
     async def _fail(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -106,7 +128,7 @@ class FaultyModelServer:
             case "slow":
                 await asyncio.sleep(0.15)
             case "hang":
-                while self.mode == "hang":  # noqa: ASYNC110 - the test's thread changes it
+                while self._mode == "hang":  # noqa: ASYNC110 - the test's thread changes it
                     await asyncio.sleep(0.05)
             case "server_error":
                 return web.json_response({"error": "broken"}, status=500)

@@ -86,6 +86,9 @@ def test_an_unknown_pipeline_is_refused_with_those_there_are():
     with pytest.raises(SubmitError, match=r"no pipeline 'x'; there are: .*ledger"):
         job_file("x")
     assert job_file("ledger").name == "ledger.py"
+    assert job_file("fraud_scoring").name == "fraud_scoring.py"
+    with pytest.raises(SubmitError, match="no pipeline 'notifier'"):
+        job_file("notifier")  # a service, but no job
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=lambda pipeline: pipeline.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from jobs.replay import Replay, ReplayError
 from pipelines.catalogue import PIPELINES
 from pipelines.codec import codec_of
-from pipelines.errors import FieldError, StateVersionError
+from pipelines.errors import FieldError, FrameError, StateVersionError
 from pipelines.event_json import parse_events
 from pipelines.fraud import records
 from pipelines.fraud.kernel import CapacityExceeded, FraudKernel
@@ -172,6 +173,27 @@ def test_amount_against_own_average() -> None:
 def test_bad_fields_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(FieldError, match=rf"events\[0\]\.{field}"):
         parse_events(codec_of("fraud.transactions"), [transaction(1, START) | {field: value}])
+
+
+def test_a_frame_from_the_future_is_refused_whole() -> None:
+    """Else one wrong clock would make a card's and a terminal's later transactions too late."""
+    fraud = Fraud()
+    produced = START + HOUR
+    good, bad = (
+        replace(transaction_frame([transaction(number, START), transaction(9, at)]), produced_at=produced)
+        for number, at in ((1, produced + DAY), (2, produced + DAY + 1))
+    )
+    with pytest.raises(FrameError, match=r"event_in_the_future: events\[1\] has the event_time \d+, more than a day"):
+        fraud.kernel.apply(bad)
+    with pytest.raises(FrameError, match="event_in_the_future"):
+        fraud.kernel.apply_many([good, bad])
+    assert fraud.kernel.counts["ids"] == 0
+    fraud.kernel.apply(good)
+    assert fraud.kernel.counts["computed"] == 2
+    # a label may be ahead: it is held until its time
+    label_ahead = replace(transaction_frame([label(1, produced + 9 * DAY)]), produced_at=produced)
+    fraud.kernel.apply(label_ahead)
+    assert fraud.kernel.counts["held_labels"] == 1
 
 
 def test_empty_frame_is_answered() -> None:

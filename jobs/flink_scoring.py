@@ -134,7 +134,7 @@ class ScoringFunction(FrameFunction):
         self._seen.add(partition)
         return [Row(self._names[FRAUD_DECISIONS.name], partition, decisions)]
 
-    def set_aside(self, partition: int) -> None:
+    def set_aside(self, partition: int, error: FrameError) -> None:
         self._unreadable[partition] = self._unreadable.get(partition, 0) + 1
         self._metrics["dead_letters"].inc(1)
 

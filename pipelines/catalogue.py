@@ -117,7 +117,7 @@ MATCHING_COMMANDS: Final = Topic(
     owner="api",
     writers="many producers",
     doc="Orders, cancels, amendments and the admin events that govern them.",
-    producers=("api", "dlq"),
+    producers=("api", "dlq", "fix"),
 )
 MATCHING_REPORTS: Final = Topic(
     "matching.reports",

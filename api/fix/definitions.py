@@ -21,7 +21,7 @@ import structlog
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from api.keys import exclusive, write_secret
+from infra.secret_files import exclusive, write_secret
 from pipelines.errors import StreambankError
 
 __all__ = ["Definition", "DefinitionError", "Definitions", "Instrument", "read_instruments"]

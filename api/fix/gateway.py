@@ -130,7 +130,7 @@ class Gateway:
             ids = await self._ready()
             if ids is None:
                 return 0
-            self._sender = KafkaSender(self.settings, MATCHING_COMMANDS, self.config.delivery_seconds)
+            self._sender = KafkaSender(self.settings, MATCHING_COMMANDS, self.config.delivery_seconds, producer="fix")
             self._sender.schema_id = ids[MATCHING_COMMANDS.name]
             self._outbound = {
                 shard: _Outbound(self, shard, self.store.pending_frames(shard)) for shard in range(MATCHING_SHARDS)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from api.keys import exclusive
+from infra.secret_files import exclusive
 from infra.settings import settings
 from infra.setup import DEPENDENCY_PLUGIN, Part
 from infra.stack.java import java_home

@@ -27,7 +27,7 @@ from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.wire import unwrap, wrap
 
-__all__ = ["SCOPES", "load_fraud", "load_orders", "load_payments", "order", "payment", "payment_accounts"]
+__all__ = ["SCOPES", "TRADERS", "load_fraud", "load_orders", "load_payments", "order", "payment", "payment_accounts"]
 
 LEDGERS: Final = (700, 701, 702, 703)
 """All four shards work."""

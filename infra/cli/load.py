@@ -264,6 +264,7 @@ def local_credentials(config: Settings) -> tuple[str, str]:
     They lie in the stack's secrets directory with mode 0600, beside the keys that sign its tokens.
     """
     from api.clients import ClientStore
+    from models.load_profiles import TRADERS
 
     path = config.secrets_dir / "load-client.json"
     store = ClientStore(config.secrets_dir / "clients.json")
@@ -273,7 +274,7 @@ def local_credentials(config: Settings) -> tuple[str, str]:
         if client is not None and set(CLIENT_SCOPES) <= set(client.scopes):
             return kept["client_id"], kept["client_secret"]
     config.secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    client, secret = store.add("load", CLIENT_SCOPES)
+    client, secret = store.add("load", CLIENT_SCOPES, accounts=[f"load-{number}" for number in range(TRADERS)])
     part = path.with_suffix(f".{os.getpid()}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

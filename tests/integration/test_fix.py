@@ -44,7 +44,9 @@ class FixGateway:
 
     def __init__(self, environment: Settings, directory: Path) -> None:
         port, web_port = free_ports(2)
-        self.environment = environment.model_copy(update={"data_dir": directory})
+        self.environment = environment.model_copy(
+            update={"data_dir": directory, "producer_keys_file": str(environment.producer_keys_path)}
+        )
         self.port, self.web_port = port, web_port
         self.sessions = Definitions(self.environment.secrets_dir / "fix-sessions.json")
         self.log_file = directory / "fix.log"

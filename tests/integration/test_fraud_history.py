@@ -200,8 +200,8 @@ def test_a_case_gets_the_reasons_of_its_score_from_the_shell(
             connection.execute(
                 "INSERT INTO fraud_cases (case_id, shard, customer_id, day, raised_at, transaction_id, event_time,"
                 " terminal_id, amount, decision, score, model_version, rule_set_version, reason_codes)"
-                " VALUES (%s, %s, 1, '1970-01-01'::date + %s, 1, %s, 1, 1, 1, 'review', %s, 1, 0, '')",
-                [case, SHARD, FIRST_DAY + int(data.day[fraud]), transaction, score],
+                " VALUES (%s, %s, %s, '1970-01-01'::date + %s, 1, %s, 1, 1, 1, 'review', %s, 1, 0, '')",
+                [case, SHARD, case, FIRST_DAY + int(data.day[fraud]), transaction, score],
             )
 
     def explain(*case: str) -> subprocess.CompletedProcess[str]:

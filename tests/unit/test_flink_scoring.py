@@ -105,7 +105,7 @@ def test_a_missing_frame_stops_the_shard_unless_a_record_was_unreadable(function
     ):
         with pytest.raises(FrameError, match=reason):
             function.apply(2, value)
-    function.set_aside(2)
+    function.set_aside(2, FrameError("truncated", "for the test"))
     assert decided(function.apply(2, record(7, Status.computed))) == [(7, [("70", "review", "none")])]
     with pytest.raises(SequenceGap):
         function.apply(2, record(9, Status.computed))

@@ -30,7 +30,11 @@ def payments(
         float, typer.Option(min=0.1, help="Payments a second.", envvar="STREAMBANK_SOAK_PAYMENTS_RATE")
     ] = 20.0,
     quick: Annotated[
-        bool, typer.Option(help="Rounds of a minute, as in the tests.", envvar="STREAMBANK_SOAK_PAYMENTS_QUICK")
+        bool,
+        typer.Option(
+            help="Short rounds: processes in two lots, all stores away, then Kafka.",
+            envvar="STREAMBANK_SOAK_PAYMENTS_QUICK",
+        ),
     ] = False,
     json_path: Annotated[
         Path | None,

@@ -1,7 +1,7 @@
-"""Payments from the API to a final status and to whoever is told, on the real servers, while everything dies.
+"""Payments from the API to a final status and to whoever is told, on the real servers, while processes die.
 
 Three jobs, API, relays, clock, sinks, scorer and notifier run as an operator starts them, with a real mail server and
-receiver of webhooks. `streambank soak payments` does the same for longer.
+receiver of webhooks. `streambank soak payments` goes on for longer, and takes every server away.
 """
 
 from __future__ import annotations

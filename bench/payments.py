@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,8 +59,9 @@ __all__ = ["measure"]
 
 RATE: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_RATE", "300"))
 SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_SECONDS", "30"))
-WARM_UP_SECONDS: Final = 10.0
+WARM_UP_SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_WARM_UP_SECONDS", "60"))
 WARM_UP_RATE: Final = 50.0
+"""The JVMs of broker and TaskManager compile during the first minute of traffic, which takes half of two cores."""
 WAIT_SECONDS: Final = 20
 GOALS: Final = {"p50": 120.0, "p99": 300.0}
 CLIENTS: Final = 2_000
@@ -74,10 +76,11 @@ def measure(settings: Settings) -> list[Measurement]:
     with _system(settings) as (environment, token):
         asyncio.run(_prepare(environment, token))
         asyncio.run(_load(environment, token, WARM_UP_RATE, WARM_UP_SECONDS))
+        begin = int(time.time() * 1000)
         latencies, errors = asyncio.run(_load(environment, token, RATE, SECONDS))
         _wait(lambda: reconcile(environment).waiting == 0, "every payment has its final status")
         report = reconcile(environment)
-        hops = _hops(environment, int(RATE * SECONDS))
+        hops = _hops(environment, begin)
     if not report.clean or report.held:
         raise AssertionError(f"payments and ledger differ: {report.as_json()}")
     if not latencies:
@@ -241,17 +244,13 @@ async def _load(environment: Settings, token: str, rate: float, seconds: float) 
     return progress.latencies, dict(progress.outcomes)
 
 
-def _hops(environment: Settings, last: int) -> dict[str, float]:
-    """Median milliseconds of each hop over the ``last`` payments, by Kafka's times of their records."""
-    marks: dict[tuple[int, int], dict[int, int]] = {}
-    order: list[tuple[int, int]] = []
+def _hops(environment: Settings, begin: int) -> dict[str, float]:
+    """Median milliseconds of each hop over the payments created since ``begin`` (milliseconds since 1970), by Kafka's
+    times of their records."""
+    marks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
 
     def note(shard: int, payment_id: int, place: int, at: int) -> None:
-        key = (shard, payment_id)
-        if key not in marks:
-            marks[key] = {}
-            order.append(key)
-        marks[key].setdefault(place, at)
+        marks[shard, payment_id].setdefault(place, at)
 
     for shard, at, event in _records(environment, PAYMENTS_COMMANDS):
         if event["type"] in ("CreatePayment", "LedgerOutcome"):
@@ -266,7 +265,7 @@ def _hops(environment: Settings, last: int) -> dict[str, float]:
             transfer = transfer_of(int(event["id"]))
             if transfer is not None:
                 note(shard, transfer.payment_id, place, at)
-    whole = [found for key in order if len(found := marks[key]) == len(HOPS) + 1][-last:]
+    whole = [found for found in marks.values() if len(found) == len(HOPS) + 1 and found[0] >= begin]
     return {name: statistics.median(found[hop + 1] - found[hop] for found in whole) for hop, name in enumerate(HOPS)}
 
 

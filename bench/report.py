@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Measurement", "machine"]
 
 
@@ -28,7 +30,7 @@ class Measurement:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: item.item() if isinstance(item, np.generic) else item for name, item in asdict(self).items()}
 
 
 def machine() -> dict[str, Any]:

@@ -98,10 +98,10 @@ def bench(
             console.print(f"[green]✓[/] {part.value} [dim]{time.monotonic() - begin:.0f} s[/]")
     found["load_average_at_end"] = machine()["load_average"]
     found["measurements"] = [{"part": part.value, **result.as_json()} for part, result in measured]
+    _print(found, measured, console)
     path = json_path or config.home / "bench.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    _print(found, measured, console)
     console.print(f"Stored in {path}")
     if require_goals and any(result.met is False for _, result in measured):
         raise typer.Exit(1)

@@ -55,6 +55,8 @@ def register(app: typer.Typer) -> None:
         Exit codes: 0 drained after SIGTERM or Ctrl-C; 1 failed, may be restarted; 3 too many dead letters; 4 a sequence
         is missing. After 3 and 4 somebody must look before a restart helps.
         """
+        import asyncio
+
         import uvloop
 
         from infra.logs import configure_logs
@@ -71,4 +73,5 @@ def register(app: typer.Typer) -> None:
             web_port=web_port,
         )
         made = load_sink(destination.value)(settings())
-        raise typer.Exit(uvloop.run(SinkWorker(made, settings(), options).run()))
+        uvloop.install()  # also for the loop of Faust's own thread, which does most of the work
+        raise typer.Exit(asyncio.run(SinkWorker(made, settings(), options).run()))

@@ -37,6 +37,7 @@ from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
 from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
 from jobs.sinks.base import Addition, PositionMoved, Refusal, Sink, SinkAlarm, StoreUnavailable, TooManyDeadLetters
+from jobs.sinks.fetching import consumer_that_gathers
 from jobs.sinks.records import RecordReader, ShardOrder, Verdict
 from pipelines.catalogue import PIPELINES, Topic
 from pipelines.errors import FrameError, StreambankError
@@ -190,6 +191,7 @@ class SinkWorker:
             web_host=self.settings.host,
             web_port=self.web_port,
         )
+        app.transport.Consumer = consumer_that_gathers(self.sink.flush_seconds)
         source = app.topic(self._topic_name, key_type=bytes, value_type=bytes)
 
         @app.agent(source, name="sink")
@@ -330,6 +332,8 @@ class SinkWorker:
 
     async def _load_positions(self) -> None:
         """Ask the store where the assigned partitions are, before the first record of them comes."""
+        if (self._assigned or frozenset()) <= self._orders.keys():
+            return
         async for attempt in _forever(StoreUnavailable):
             with attempt:
                 unknown = (self._assigned or frozenset()) - self._orders.keys()
@@ -386,12 +390,17 @@ class SinkWorker:
         return None
 
     async def _read(self, record: _Record) -> None:
-        async for attempt in _forever(StoreUnavailable):
-            with attempt:
-                try:
-                    record.frame = await self._reader.read(record.value, record.partition)
-                except FrameError as error:
-                    record.error = error
+        try:
+            record.frame = await self._reader.read(record.value, record.partition)
+        except FrameError as error:
+            record.error = error
+        except StoreUnavailable:  # the registry, which only the first record of a schema needs: no retry for all others
+            async for attempt in _forever(StoreUnavailable):
+                with attempt:
+                    try:
+                        record.frame = await self._reader.read(record.value, record.partition)
+                    except FrameError as error:
+                        record.error = error
 
     async def _apply(self, batch: Sequence[_Record]) -> None:
         """Apply a batch, however often it takes; then acknowledge it."""

@@ -5,8 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup compile lint test-unit test contract demo bench soak clean purge
 
 export UV_PYTHON_DOWNLOADS := never
-# Each worker has servers of its own, about 3 GB; the tests of a file stay together, the longest
-# files do not come last.
+# Each worker has servers of its own, about 3 GB; the tests of a file stay together, in the order of
+# tests/conftest.py.
 PYTEST := .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Processes of the stack come and go; where bytecode may not be written, each would compile its libraries again.
 export UV_COMPILE_BYTECODE := 1

@@ -111,14 +111,16 @@ class TopicReader:
         try:
             silent_since = time.monotonic()
             while True:
-                messages = self._consumer.consume(BATCH_RECORDS, timeout=1.0)
+                # it waits for as many as it is asked for: no more than there are, or each partition takes a second
+                messages = self._consumer.consume(max(1, min(BATCH_RECORDS, end - start)), timeout=1.0)
                 for message in messages:
                     if message.error() is not None:
                         raise TopicReadError(f"{name} {partition}: {message.error().str()}")
                     if message.offset() >= end:
                         return
                     yield Record(message.offset(), message.value(), signature_of(message))
-                    if message.offset() == end - 1:
+                    start = message.offset() + 1
+                    if start == end:
                         return
                 if messages:
                     silent_since = time.monotonic()

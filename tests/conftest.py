@@ -51,12 +51,13 @@ def stack(request: pytest.FixtureRequest) -> Iterator[PrivateStack]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for a server is a stack test, marked or not; the tests without servers come first."""
+    """A test that asks for a server is a stack test, marked or not. Stack tests come first: their files are long, and
+    the many short ones without servers then keep both workers busy to the end."""
     servers = {kind.name for kind in SERVER_TYPES} | {"stack"}
     for item in items:
         if servers & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.stack)
-    items.sort(key=lambda item: item.get_closest_marker("stack") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("stack") is None)
 
 
 @pytest.fixture

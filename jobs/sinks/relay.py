@@ -176,9 +176,7 @@ class KafkaRelay(Sink):
         return {place.partition: _position(place) for place in places}
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
-        records = [
-            record for addition in additions for record in self._records(addition.after.partition, addition.events)
-        ]
+        records = list(self._records([(addition.after.partition, addition.events) for addition in additions]))
         if rehearse:
             return
         if records:
@@ -186,14 +184,16 @@ class KafkaRelay(Sink):
         self._reached |= {addition.after.partition: addition.after for addition in additions}
 
     async def reapply(self, shard: int, events: Events, sequence: int, kept: Sequence[int]) -> None:
-        if records := list(self._records(shard, events)):
+        if records := list(self._records([(shard, events)])):
             await asyncio.to_thread(self._produce, records)
 
-    def _records(self, shard: int, events: Events) -> Iterator[tuple[Topic, int, bytes]]:
-        """(topic, shard, value) of the frames with the commands of one input frame."""
+    def _records(self, frames: Iterable[tuple[int, Events]]) -> Iterator[tuple[Topic, int, bytes]]:
+        """(topic, shard, value) of the frames with the commands of a batch of input frames (shard and events of each).
+
+        Commands of several frames travel together: what arrives faster than it is sent costs the target less each."""
         gathered: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
         topics = {topic.name: topic for topic in self.targets}
-        for commands in self.translate(shard, events) if len(events) else ():
+        for commands in (each for shard, events in frames if len(events) for each in self.translate(shard, events)):
             key = (topics[commands.topic.name].name, commands.shard)
             frame = gathered.setdefault(key, [])
             if len(frame) + len(commands.events) > self._frame_events[commands.topic.name] and frame:

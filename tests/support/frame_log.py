@@ -122,7 +122,7 @@ def written(config: Settings, topic: str, partitions: int) -> dict[tuple[str, in
         consumer.assign([TopicPartition(name, partition, 0) for partition in range(partitions)])
         deadline = time.monotonic() + 60
         while missing > 0:
-            for message in consumer.consume(10_000, timeout=1):
+            for message in consumer.consume(min(10_000, missing), timeout=1):
                 if message.error() is None:
                     found[topic, message.partition()].append(message.value())
                     missing -= 1

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from api.batching import DeliveryError
 from api.circuit import Circuit
 from api.logs import log
+from infra.kafka import NoLogger
 from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.settings import Settings
 from pipelines.catalogue import Topic
@@ -60,7 +61,7 @@ class KafkaSender:
             "message.max.bytes": 1_000_000,
             "topic.metadata.refresh.interval.ms": 30_000,
             "error_cb": self._broken,
-            "logger": _NoLogger(),
+            "logger": NoLogger(),
         }
         self._producer: Any = Producer(self._config)
         self._fatal = False
@@ -143,10 +144,3 @@ class KafkaSender:
         broken, self._producer = self._producer, Producer(self._config)
         broken.purge()
         threading.Thread(target=broken.flush, args=(FLUSH_SECONDS,), daemon=True).start()
-
-
-class _NoLogger:
-    """librdkafka logs every refused connection; what matters is counted and reported by the callers."""
-
-    def log(self, level: int, *args: Any) -> None:
-        pass

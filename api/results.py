@@ -19,6 +19,7 @@ from uuid import uuid4
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from api.logs import log
+from infra.kafka import NoLogger, watermarks
 from infra.registry import writer_schema
 from infra.settings import Settings
 from pipelines.catalogue import Topic
@@ -106,7 +107,7 @@ class ResultReader:
                 "reconnect.backoff.max.ms": 1000,
                 "fetch.error.backoff.ms": 100,
                 "queued.max.messages.kbytes": 16_384,
-                "logger": _NoLogger(),
+                "logger": NoLogger(),
             }
         )
         try:
@@ -125,9 +126,7 @@ class ResultReader:
                 TopicPartition(
                     self._name,
                     partition,
-                    consumer.get_watermark_offsets(
-                        TopicPartition(self._name, partition), timeout=CALL_SECONDS, cached=False
-                    )[1],
+                    watermarks(consumer, TopicPartition(self._name, partition), CALL_SECONDS)[1],
                 )
                 for partition in range(self._topic.partitions)
             ]
@@ -165,10 +164,3 @@ class ResultReader:
             if not waiter.answer.done() and waiter.stop <= len(frame.events):
                 events = Events(frame.events.rows[waiter.start : waiter.stop], frame.events.heap)
                 waiter.answer.set_result((frame.sequence, events))
-
-
-class _NoLogger:
-    """librdkafka logs every refused connection; readiness says whether Kafka is there."""
-
-    def log(self, level: int, *args: Any) -> None:
-        pass

@@ -24,17 +24,18 @@ from functools import partial
 from typing import Any, Final
 
 import psycopg
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from infra.kafka import make_producer, watermarks
 from infra.producer_keys import FrameSigner
 from infra.registry import writer_schema
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
+from infra.topics import MAX_RECORD_BYTES
 from jobs.dead_letters import LetterPlace, decode_letters
 from jobs.sinks import SINKS, load_sink
 from jobs.sinks.base import Refused, Sink, StoreUnavailable
 from jobs.sinks.records import RecordReader
-from jobs.topic_reader import watermarks
 from pipelines.catalogue import PIPELINES, SERVICES, TOPICS, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Events, Frame
@@ -183,15 +184,9 @@ class DeadLetterQueue:
 
     def _produce(self, topic: Topic, partition: int, value: bytes) -> None:
         errors: list[KafkaError] = []
-        producer = Producer(
-            {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
-                "enable.idempotence": True,
-                "acks": "all",
-                "message.timeout.ms": int(KAFKA_TIMEOUT_S * 1000),
-                "message.max.bytes": 1_048_576,
-            }
-        )
+        producer = make_producer(
+            self._settings, "dlq", KAFKA_TIMEOUT_S, message_max_bytes=MAX_RECORD_BYTES
+        )  # what Kafka once took, it takes again
         producer.produce(
             self._settings.kafka_topic(topic.name),
             value=value,

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
+from infra.kafka import make_producer
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.topic_reader import TopicReader, TopicReadError
@@ -71,7 +72,7 @@ def publish_rules(settings: Settings, document: str, *, author: str, note: str) 
     with SchemaRegistry(settings) as registry:
         value = wrap(registry.schema_id(FRAUD_RULES), CODEC.encode(frame))
     failed: list[str] = []
-    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "enable.idempotence": True})
+    producer = make_producer(settings, "fraud-rules", PUBLISH_SECONDS)
     producer.produce(
         settings.kafka_topic(FRAUD_RULES.name),
         value,

@@ -10,20 +10,18 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-import stamina
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
+from infra.kafka import watermarks
 from infra.settings import Settings
 from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
 from pipelines.signatures import HEADER
 
-__all__ = ["Record", "TopicReadError", "TopicReader", "signature_of", "watermarks"]
+__all__ = ["Record", "TopicReadError", "TopicReader", "signature_of"]
 
-CALL_SECONDS: Final = 15.0
 STALL_SECONDS: Final = 30.0
 BATCH_RECORDS: Final = 500
-_LEADER_IS_MOVING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 def signature_of(message: Any) -> bytes | None:
@@ -42,21 +40,6 @@ class Record(NamedTuple):
     offset: int
     value: bytes | None
     signature: bytes | None = None
-
-
-def watermarks(consumer: Any, place: TopicPartition) -> tuple[int, int]:
-    """First offset of a partition and the offset after its last record. Raises `KafkaException`.
-
-    librdkafka does not ask again when it asked a broker that leads the partition no more, or not yet.
-    """
-
-    def is_moving(error: Exception) -> bool:
-        return isinstance(error, KafkaException) and error.args[0].code() in _LEADER_IS_MOVING
-
-    for attempt in stamina.retry_context(on=is_moving, attempts=None, timeout=CALL_SECONDS, wait_max=1.0):
-        with attempt:
-            bounds: tuple[int, int] = consumer.get_watermark_offsets(place, timeout=CALL_SECONDS)
-    return bounds
 
 
 class TopicReader:

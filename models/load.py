@@ -27,9 +27,10 @@ from typing import Any, Final
 
 import aiohttp
 import numpy as np
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
 from numpy.typing import NDArray
 
+from infra.kafka import make_producer
 from infra.producer_keys import FrameSigner
 from infra.registry import schema_ids
 from infra.settings import Settings
@@ -399,18 +400,8 @@ class _KafkaFrames:
         self._codec = codec_of(LEDGER_COMMANDS.name)
         self._progress = progress
         self._in_flight = threading.BoundedSemaphore(FRAMES_IN_FLIGHT)
-        self._producer: Any = Producer(
-            {
-                "bootstrap.servers": config.kafka_bootstrap,
-                "client.id": "streambank-load",
-                "acks": "all",
-                "enable.idempotence": True,
-                "linger.ms": 1,
-                "compression.type": "lz4",
-                "delivery.timeout.ms": int(GIVE_UP_SECONDS * 1000),
-                "message.max.bytes": 1_000_000,
-            }
-        )
+        # batches of a millisecond: as many frames as the rate asks for, in fewer requests
+        self._producer = make_producer(config, "load", GIVE_UP_SECONDS, linger_ms=1)
 
     def run(self, events: Accounts | Transfers, pace: Pace, *, setup: bool) -> None:
         batch = min(pace.batch, PIPELINES["ledger"].max_frame_events)

@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
+from infra.kafka import make_producer, watermarks
 from infra.registry import schema_ids
 from infra.settings import Settings
 from models.load import ApiClient, ApiTarget, LoadError, LoadProgress, Pace, api_session, run_schedule
@@ -176,14 +177,14 @@ class _Wire:
         self._topic = config.kafka_topic(FRAUD_TRANSACTIONS.name)
         self._schema_id = schema_ids(config)[FRAUD_TRANSACTIONS.name]
         self._codec, self._decisions = codec_of(FRAUD_TRANSACTIONS.name), codec_of(FRAUD_DECISIONS.name)
-        self._producer: Any = Producer({"bootstrap.servers": config.kafka_bootstrap, "acks": "all", "linger.ms": 0})
+        self._producer = make_producer(config, "load", KAFKA_SECONDS)
         self._consumer: Any = Consumer(
             {"bootstrap.servers": config.kafka_bootstrap, "group.id": "streambank-load", "enable.auto.commit": False}
         )
         name = config.kafka_topic(FRAUD_DECISIONS.name)
         places = [TopicPartition(name, shard) for shard in range(FRAUD_SHARDS)]
         for place in places:
-            place.offset = self._consumer.get_watermark_offsets(place, timeout=KAFKA_SECONDS)[1]
+            place.offset = watermarks(self._consumer, place)[1]
         self._consumer.assign(places)
         self._waiting: dict[int, asyncio.Future[str]] = {}
         self._loop = asyncio.get_running_loop()

@@ -42,6 +42,7 @@ from api.fix.store import PendingFrame, Place, Store
 from api.fix.wire import Framer, Message
 from api.producer import KafkaSender
 from infra.certificates import server_context
+from infra.kafka import watermarks
 from infra.registry import schema_ids, writer_schema
 from infra.settings import Settings
 from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, MATCHING_SHARDS, Topic
@@ -206,7 +207,7 @@ class Gateway:
         """Offset of the last record per shard, -1 for none."""
         places = [TopicPartition(self.settings.kafka_topic(topic.name), shard) for shard in range(topic.partitions)]
         with _consumer(self.settings) as consumer:
-            ends = [consumer.get_watermark_offsets(place, timeout=CALL_SECONDS, cached=False)[1] for place in places]
+            ends = [watermarks(consumer, place, CALL_SECONDS)[1] for place in places]
         return {shard: end - 1 for shard, end in enumerate(ends)}
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -456,7 +457,7 @@ class Gateway:
         found: set[str] = set()
         with _consumer(self.settings) as consumer:
             place = TopicPartition(name, shard, min(frame.after for frame in frames) + 1)
-            start, end = consumer.get_watermark_offsets(place, timeout=CALL_SECONDS, cached=False)
+            start, end = watermarks(consumer, place, CALL_SECONDS)
             at = max(place.offset, start)
             consumer.assign([TopicPartition(name, shard, at)])
             while at < end:

@@ -20,9 +20,10 @@ import numpy as np
 import prometheus_client
 import psycopg
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 from psycopg.rows import dict_row
 
+from infra.kafka import make_producer
 from infra.registry import RegistryError, SchemaRegistry
 from infra.settings import Settings
 from infra.stores import SINK_ROLE, postgres_conninfo
@@ -174,12 +175,7 @@ class FraudCasesSink(PostgresSink):
 
     def _send(self, cases: Sequence[dict[str, Any]]) -> None:
         failed: list[str] = []
-        producer = Producer(
-            {
-                "bootstrap.servers": self._settings.kafka_bootstrap, "acks": "all", "enable.idempotence": True,
-                "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000), "log_level": 0,
-            }
-        )  # fmt: skip
+        producer = make_producer(self._settings, "fraud-cases", DELIVERY_SECONDS)
         for case in cases:
             shard = case["shard"]
             frame = Frame(

@@ -27,9 +27,10 @@ from typing import Any, ClassVar, Final, Protocol
 import numpy as np
 import prometheus_client
 import structlog
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from numpy.typing import NDArray
 
+from infra.kafka import make_producer, watermarks
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.fraud_rules import RuleFollower
@@ -148,12 +149,7 @@ class FraudScoringSink(Sink):
         if self._rules is None:
             self._rules = RuleFollower(self._settings, lambda rules: RULE_SET.set(rules.version)).__enter__()
         # No message times out: a later one must never overtake it. While Kafka is away the sink waits.
-        self._producer = Producer(
-            {
-                "bootstrap.servers": self._settings.kafka_bootstrap, "acks": "all", "enable.idempotence": True,
-                "message.timeout.ms": 0, "linger.ms": 0, "message.max.bytes": 1_048_576,
-            }
-        )  # fmt: skip
+        self._producer = make_producer(self._settings, "score", delivery_seconds=None)
 
     async def close(self) -> None:
         if self._rescoring is not None:
@@ -181,7 +177,7 @@ class FraudScoringSink(Sink):
         found = {}
         with self._consumer() as consumer:
             for partition in partitions:
-                _, end = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=CALL_SECONDS)
+                _, end = watermarks(consumer, TopicPartition(name, partition))
                 found[partition] = Position(partition)
                 if end == 0:
                     self._taken_over.add(partition)
@@ -210,7 +206,7 @@ class FraudScoringSink(Sink):
             sequence = sequence_of(FRAUD_DECISIONS, decided)
         except FrameError as error:
             raise TopicReadError(f"partition {partition}: the last decision was not written by a scorer") from error
-        low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=CALL_SECONDS)
+        low, high = watermarks(consumer, TopicPartition(name, partition))
         while low < high:
             middle = (low + high) // 2
             found = None
@@ -415,7 +411,7 @@ class FraudScoringSink(Sink):
     ) -> Iterator[Any]:
         """Records of a partition from ``start``, or the first one not before ``since`` (milliseconds), to ``end``."""
         name = self._settings.kafka_topic(topic.name)
-        first, last = consumer.get_watermark_offsets(TopicPartition(name, shard), timeout=CALL_SECONDS)
+        first, last = watermarks(consumer, TopicPartition(name, shard))
         end = last if end is None else min(end, last)
         if since is not None:
             (place,) = consumer.offsets_for_times([TopicPartition(name, shard, since)], timeout=CALL_SECONDS)

@@ -17,8 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 
+from infra.kafka import make_producer
 from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.settings import Settings
 from jobs.sinks.relay import Commands, KafkaRelay
@@ -113,14 +114,9 @@ class SagaAnswers(KafkaRelay):
 
     def _send_clock(self) -> None:
         if self._clock_producer is None:
-            self._clock_producer = Producer(
-                {
-                    "bootstrap.servers": self._settings.kafka_bootstrap,
-                    "client.id": f"streambank-relay-{self.name}-clock",
-                    "log_level": 0,
-                    # a time that arrives late is worth nothing
-                    "delivery.timeout.ms": int(CLOCK_SECONDS * 1000),
-                }
+            # a time that arrives late is worth nothing, and one that arrives twice does no harm
+            self._clock_producer = make_producer(
+                self._settings, f"relay-{self.name}-clock", CLOCK_SECONDS, enable_idempotence=False
             )
         codec = codec_of(LEDGER_CROSS_COMMANDS.name)
         now = time.time_ns() // 1000

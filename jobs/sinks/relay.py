@@ -25,8 +25,9 @@ from contextlib import suppress
 from typing import Any, ClassVar, Final, NamedTuple
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from infra.kafka import make_producer
 from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.registry import RegistryError, SchemaRegistry
 from infra.settings import Settings
@@ -216,19 +217,7 @@ class KafkaRelay(Sink):
         """All of them acknowledged, or `StoreUnavailable` and a new producer next time: what is still in the old one
         must not arrive after what is sent again."""
         if self._producer is None:
-            self._producer = Producer(
-                {
-                    "bootstrap.servers": self._settings.kafka_bootstrap,
-                    "client.id": f"streambank-relay-{self.name}",
-                    "acks": "all",
-                    "enable.idempotence": True,
-                    "log_level": 0,
-                    "linger.ms": 0,
-                    "compression.type": "lz4",
-                    "message.max.bytes": 1_000_000,
-                    "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000),
-                }
-            )
+            self._producer = make_producer(self._settings, f"relay-{self.name}", DELIVERY_SECONDS)
         failures: list[str] = []
 
         def delivered(error: Any, _: Any) -> None:

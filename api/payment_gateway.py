@@ -209,7 +209,7 @@ class PaymentsGateway:
                 raise _invalid("/note", f"must be at most {MAX_NOTE_BYTES} bytes")
             return [_action("ReviewDecision", write.subject, body, {"reviewer": identity.tenant})]
         if action == "limits":
-            return [_limits(write.subject, body)]
+            return [_limits(write.subject, body, time.time_ns() // 1000)]
         items: Any = [body]
         if action == "message":
             items = body["payments"]  # of `api.iso20022`, which has its own limit
@@ -272,7 +272,7 @@ class PaymentsGateway:
         finally:
             for waiter in waiters:
                 self._results.forget(waiter)
-        document = {name: value for name, value in command.items() if name != "type"}
+        document = {name: value for name, value in command.items() if name not in ("type", "decided_at")}
         document["account_id"] = _plain_id(int(command["account_id"]))
         headers = {"Preference-Applied": f"wait={write.wait:g}"} if holds else {}
         return Answer(200 if holds else 202, msgspec.json.encode(document), JSON, headers)
@@ -370,7 +370,7 @@ def _action(kind: str, path_id: str, body: Mapping[str, Any], by_api: Mapping[st
     return _checked(command, "") | {"ledger": ledger}
 
 
-def _limits(account: str, body: Mapping[str, Any]) -> Command:
+def _limits(account: str, body: Mapping[str, Any], now: int) -> Command:
     given = (GIVEN_BY_THE_API | {"account_id"}) & body.keys()
     if given:
         raise _invalid(f"/{sorted(given)[0]}", "is given by the path or by the API; leave it out")
@@ -378,7 +378,8 @@ def _limits(account: str, body: Mapping[str, Any]) -> Command:
         raise Problem("bad-parameter", "account: must be a decimal number from 1 to 2^128 - 2.", parameter="account")
     ledger = _ledger_of(body, "the account's")
     fields = {name: value for name, value in body.items() if name != "ledger"}
-    return _checked({"type": "PayerLimits", **fields, "account_id": str(int(account))}, "") | {"ledger": ledger}
+    command = {"type": "PayerLimits", **fields, "account_id": str(int(account)), "decided_at": now}
+    return _checked(command, "") | {"ledger": ledger}
 
 
 def _ledger_of(body: Mapping[str, Any], whose: str) -> int:

@@ -17,7 +17,7 @@ ACTIONS: Final = {
 """Last part of the path -> command."""
 REVIEW: Final = "review"
 """The action of a reviewer, with a scope of its own."""
-GIVEN_BY_THE_API: Final = frozenset({"type", "idempotency_key", "command_id", "reviewer"})
+GIVEN_BY_THE_API: Final = frozenset({"type", "idempotency_key", "command_id", "reviewer", "decided_at"})
 """Fields of commands that a body may not have."""
 
 PAYMENT_PROBLEMS: Final = (

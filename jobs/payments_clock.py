@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 
+from infra.kafka import make_producer
 from infra.producer_keys import FrameSigner
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
@@ -41,16 +42,8 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
     """Send the time every ``interval`` seconds until ``stop``; returns how often. Kafka or registry away: goes on when
     they are back."""
     codec = codec_of(PAYMENTS_COMMANDS.name)
-    producer: Any = Producer(
-        {
-            "bootstrap.servers": settings.kafka_bootstrap,
-            "client.id": "streambank-payments-clock",
-            "acks": "all",
-            "linger.ms": 0,
-            "delivery.timeout.ms": 5_000,  # an old time is worth nothing
-            "log_level": 0,
-        }
-    )
+    # an old time is worth nothing, and one that arrives twice does no harm
+    producer = make_producer(settings, "payments-clock", 5.0, enable_idempotence=False)
     signer = FrameSigner(settings, PAYMENTS_COMMANDS, PRODUCER)
     schema_id: int | None = None
     ticks = 0
@@ -80,12 +73,13 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
 
 
 def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> None:
-    """Send one operator's command (as JSON has it) and return once Kafka has it. Raises `StreambankError`."""
-    codec = codec_of(PAYMENTS_COMMANDS.name)
-    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, time.time_ns() // 1_000, None, parse_events(codec, [dict(command)]))
+    """Send one operator's decision (as JSON has it), made now, and return once Kafka has it. Raises
+    `StreambankError`."""
+    codec, now = codec_of(PAYMENTS_COMMANDS.name), time.time_ns() // 1_000
+    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, now, None, parse_events(codec, [{**command, "decided_at": now}]))
     with SchemaRegistry(settings) as registry:
         value = wrap(registry.schema_id(PAYMENTS_COMMANDS), codec.encode(frame))
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
+    producer = make_producer(settings, "payments-command", 30.0)
     failures: list[str] = []
     producer.produce(
         settings.kafka_topic(PAYMENTS_COMMANDS.name),
@@ -95,5 +89,5 @@ def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> 
         headers=FrameSigner(settings, PAYMENTS_COMMANDS, PRODUCER).headers(shard, value),
         on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
     )
-    if producer.flush(30) or failures:
+    if producer.flush(31) or failures:
         raise StreambankError(f"Kafka did not take the command: {failures[0] if failures else 'no answer in 30 s'}")

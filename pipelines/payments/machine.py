@@ -516,15 +516,22 @@ class Machine:
         self._store.put_payment(slot, payment)
 
     # --- parties and rules --------------------------------------------------------------------------------------------
+    # The latest decision counts, whatever arrives again or late: an older one changes nothing.
 
     def _blocked_party(self, command: Command) -> Answer:
         slot, party = self._store.party_or_new(int(command["account_id"]))
-        party.blocked = int(command["blocked"])
+        decided_at = max(1, command["decided_at"])
+        if decided_at < abs(party.blocked_at):
+            return Answer(Result.repeated)
+        party.blocked_at = decided_at if command["blocked"] else -decided_at
         self._store.put_party(slot, party)
         return Answer(Result.done)
 
     def _payer_limits(self, command: Command) -> Answer:
         slot, party = self._store.party_or_new(int(command["account_id"]))
+        if command["decided_at"] < party.limited_at:
+            return Answer(Result.repeated)
+        party.limited_at = command["decided_at"]
         for name in ("per_payment", "per_day", "per_month"):
             setattr(party, name, command[name])
         self._store.put_party(slot, party)
@@ -536,6 +543,9 @@ class Machine:
         rules = Rules(**fields, currency=currency.encode(), screening=int(command["screening"] == "stream"))
         if (currency and not _CURRENCY.fullmatch(currency)) or not rules.opens_at < rules.closes_at:
             return Answer(Result.command_invalid)
+        in_force = self._store.rules(rules.ledger)
+        if in_force is not None and rules.decided_at < in_force.decided_at:
+            return Answer(Result.repeated)
         return Answer(Result.done if self._store.put_rules(rules) else Result.command_invalid)
 
     # --- steps --------------------------------------------------------------------------------------------------------

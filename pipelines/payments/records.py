@@ -175,7 +175,7 @@ PARTY: Final = np.dtype(
         ("per_payment", "<i8"), ("per_day", "<i8"), ("per_month", "<i8"),
         ("day_sums", "<i8", (KEPT_DAYS,)), ("month_sums", "<i8", (KEPT_MONTHS,)),
         ("days", "<i4", (KEPT_DAYS,)), ("months", "<i4", (KEPT_MONTHS,)),
-        ("blocked", "<i8"), ("unused", "<i8"),
+        ("blocked_at", "<i8"), ("limited_at", "<i8"),
     ]
 )  # fmt: skip
 assert PARTY.itemsize == 128, PARTY.itemsize
@@ -184,7 +184,8 @@ assert PARTY.itemsize == 128, PARTY.itemsize
 @dataclass(slots=True)
 class Party:
     """A row of `PARTY`: limits (0: none), the sums they are held against by day and month (a day's sum lies at its
-    number modulo `KEPT_DAYS`), and whether the account is blocked."""
+    number modulo `KEPT_DAYS`), when they were decided on, and when the account was blocked: negative, when it was taken
+    off the list."""
 
     id_lo: int
     id_hi: int
@@ -195,8 +196,12 @@ class Party:
     month_sums: list[int]
     days: list[int]
     months: list[int]
-    blocked: int
-    unused: int = 0
+    blocked_at: int
+    limited_at: int = 0
+
+    @property
+    def blocked(self) -> bool:
+        return self.blocked_at > 0
 
 
 RULES: Final = np.dtype(
@@ -204,7 +209,7 @@ RULES: Final = np.dtype(
         ("ledger", "<u4"), ("opens_at", "<i4"), ("closes_at", "<i4"), ("screening", "<i4"),
         ("minimum_amount", "<i8"), ("maximum_amount", "<i8"), ("duplicate_seconds", "<i8"),
         ("screening_seconds", "<i8"), ("review_seconds", "<i8"), ("ledger_seconds", "<i8"), ("hold_seconds", "<i8"),
-        ("currency", "S4"), ("unused", "S52"),
+        ("currency", "S4"), ("unused", "S44"), ("decided_at", "<i8"),
     ]
 )  # fmt: skip
 assert RULES.itemsize == 128, RULES.itemsize
@@ -227,6 +232,7 @@ class Rules:
     hold_seconds: int
     currency: bytes
     unused: bytes = b""
+    decided_at: int = 0
 
 
 DEFAULT_RULES: Final = Rules(0, 0, 86_400, 0, 0, 0, 0, 10, 86_400, 10, 604_800, b"")

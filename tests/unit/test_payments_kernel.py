@@ -180,6 +180,30 @@ def test_cut_off_and_blocked_parties(saga: Saga) -> None:
     assert results(saga, rules(opens_at=5, closes_at=5), rules(currency="euro")) == [("command_invalid", "NONE")] * 2
 
 
+def test_the_latest_decision_counts_whatever_comes_again(saga: Saga) -> None:
+    old, new = START - 2, START - 1
+    strict = rules(maximum_amount=50, decided_at=new)
+    assert results(saga, strict, rules(decided_at=old), rules()) == [
+        ("done", "NONE"), ("repeated", "NONE"), ("repeated", "NONE"),
+    ]  # fmt: skip
+    assert saga.command(create(1))[0]["reason"] == "amount_above_maximum"
+    assert results(saga, strict | {"decided_at": START, "maximum_amount": 0}) == [("done", "NONE")]
+
+    block = {"type": "BlockedParty", "account_id": PAYEE, "blocked": True, "decided_at": new}
+    assert results(saga, block, block | {"blocked": False, "decided_at": old}, create(2)) == [
+        ("done", "NONE"), ("repeated", "NONE"), ("rejected", "BLOCKED"),
+    ]  # fmt: skip
+    assert results(saga, block | {"blocked": False, "decided_at": START}, block, create(3))[1:] == [
+        ("repeated", "NONE"), ("done", "SCREENED"),
+    ]  # fmt: skip
+
+    limits = {"type": "PayerLimits", "account_id": PAYER, "per_payment": 10, "per_day": 0, "per_month": 0}
+    assert results(saga, limits | {"decided_at": new}, limits | {"per_payment": 0, "decided_at": old}) == [
+        ("done", "NONE"), ("repeated", "NONE"),
+    ]  # fmt: skip
+    assert saga.command(create(4))[0]["reason"] == "payment_limit_exceeded"
+
+
 def test_limits_count_by_event_time_and_give_back(saga: Saga) -> None:
     saga.command({"type": "PayerLimits", "account_id": PAYER, "per_payment": 500, "per_day": 600, "per_month": 1000})
 

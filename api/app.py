@@ -21,6 +21,7 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.client_exceptions import ClientConnectionError, ClientPayloadError
+from aiohttp.http_exceptions import LineTooLong
 
 from api.auth import (
     Authenticator,
@@ -79,7 +80,7 @@ from pipelines.codec import FrameCodec, codec_of
 from pipelines.errors import StreambankError
 from pipelines.frames import Events, Frame
 
-__all__ = ["Worker", "make_app"]
+__all__ = ["Worker", "answer_unparsed", "make_app"]
 
 WRITE_ROUTES: Final = (
     WriteRoute("/v1/accounts", ("CreateAccount",)),
@@ -415,6 +416,32 @@ async def _answered(request: web.Request, handler: Handler, trace_id: str) -> we
         return problem_response(
             Problem("internal", "Something broke here; the request id finds it in the logs."), trace_id
         )
+
+
+def answer_unparsed(
+    connection: web.RequestHandler,
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    message: str | None = None,
+) -> web.StreamResponse:
+    """What aiohttp could not even parse is answered with a problem too; see `web.RequestHandler.handle_error`, whose
+    place this takes."""
+    trace_id = trace_id_of(None)
+    if request.writer.output_size > 0:
+        raise ConnectionError("the answer has begun already; the connection is closed")
+    if isinstance(exc, LineTooLong):
+        problem = Problem("header-too-large", "The request line or a header is too long.")
+    elif status < 500:
+        # only the first line: the others repeat what was sent
+        problem = Problem("malformed-request", f"{(message or 'not HTTP').partition(chr(10))[0].rstrip(' :')}.")
+    else:
+        log().error("request failed", trace_id=trace_id, exc_info=exc)
+        problem = Problem("internal", "Something broke here; the request id finds it in the logs.")
+    response = problem_response(problem, trace_id)
+    response.headers.update({**_SECURITY_HEADERS, "X-Request-Id": trace_id})
+    response.force_close()
+    return response
 
 
 async def _write(route: WriteRoute, request: web.Request) -> web.StreamResponse:

@@ -42,6 +42,8 @@ class ProblemType:
 PROBLEMS: Final[dict[str, ProblemType]] = {
     row.slug: row
     for row in (
+        ProblemType("malformed-request", 400, "The request is not HTTP as it should be",
+                    "Fix the request line or the header that is named, and connect again."),
         ProblemType("malformed-json", 400, "The body is not valid JSON", "Fix the syntax at the stated position."),
         ProblemType("malformed-avro", 400, "The body is not an Avro container file",
                     "Send an object container file whose schema is the event's record, or use NDJSON."),

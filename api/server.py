@@ -188,7 +188,7 @@ async def _work(descriptor: int, parent: int) -> None:
     """One worker, until SIGTERM or until its parent is gone."""
     from aiohttp import web
 
-    from api.app import make_app
+    from api.app import answer_unparsed, make_app
 
     where, config = settings(), api_settings()
     loop = asyncio.get_running_loop()
@@ -206,6 +206,7 @@ async def _work(descriptor: int, parent: int) -> None:
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
     )
+    web.RequestHandler.handle_error = answer_unparsed  # type: ignore[method-assign, assignment]
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=_tls(where, config)).start()
     log().info("worker serves", pid=os.getpid())

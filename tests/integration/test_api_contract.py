@@ -34,9 +34,8 @@ from infra.migrations import migrate_cassandra
 from infra.settings import Settings
 from pipelines.codec import codec_of
 from tests.support.api_server import ApiServer, running_api, running_system
-from tests.support.deployment import STREAMBANK
 from tests.support.sinks import prepare, running
-from tests.support.stack import PrivateStack, variables
+from tests.support.stack import STREAMBANK, PrivateStack, variables
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -148,6 +147,7 @@ def test_hostile_headers_are_refused(api: ApiServer, line: bytes, header: bytes)
     status = int(answer.split(b" ", 2)[1])
     assert status in (400, 401, 411, 415, 431), answer
     assert b"Traceback" not in answer
+    assert b"application/problem+json" in answer, answer
 
 
 # --- ISO 20022 --------------------------------------------------------------------------------------------------------

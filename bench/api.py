@@ -94,7 +94,7 @@ def _api(settings: Settings) -> Iterator[tuple[Settings, str]]:
         topics.apply(environment)
         for topic in TOPICS.values():
             registry.register(topic, environment)
-        variables = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+        variables = environment.variables()
         limits = {"STREAMBANK_API_WORKERS": str(WORKERS), "STREAMBANK_API_EVENTS_PER_MINUTE": "1000000000"}
         client, _ = ClientStore(environment.secrets_dir / "clients.json").add("bench", ["ledger:write"])
         log = Path(directory) / "api.log"

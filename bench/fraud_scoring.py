@@ -320,7 +320,7 @@ def _decisions(environment: Settings, frames: int, wanted: int | None = None) ->
 
 @contextmanager
 def _process(environment: Settings, *arguments: str, **variables: str) -> Iterator[None]:
-    values = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+    values = environment.variables()
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("streambank")), *arguments],

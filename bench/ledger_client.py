@@ -40,7 +40,7 @@ READY_SECONDS: Final = 120.0
 def measure(settings: Settings) -> list[Measurement]:
     """Needs Kafka, the registry and Valkey of ``settings`` running."""
     with _api(settings) as (environment, _):
-        variables = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+        variables = environment.variables()
         kernel = subprocess.Popen(
             [sys.executable, "-m", "bench.ledger_client"],
             env={**os.environ, **variables},

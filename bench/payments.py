@@ -9,35 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
-import psycopg
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
-from api.auth import issue_token
-from api.clients import ClientStore
-from api.keys import KeyStore
+from bench.deployment import Deployment, Process, drop, sinks, token, wait_until
 from bench.report import Measurement
-from infra import registry, topics
-from infra.flink_jobs import Submission, job_file, submit
-from infra.flink_rest import FlinkRest
-from infra.migrations.postgres_migrations import migrate_postgres
 from infra.settings import Settings
-from infra.stores import postgres_conninfo
 from jobs.payments_reconcile import reconcile
 from models.load import LoadProgress, Pace, run_schedule
 from models.load_profiles import payment, payment_accounts
@@ -46,7 +33,6 @@ from pipelines.catalogue import (
     LEDGER_RESULTS,
     PAYMENTS_COMMANDS,
     PAYMENTS_EVENTS,
-    TOPICS,
     Topic,
 )
 from pipelines.codec import codec_of
@@ -73,12 +59,14 @@ HOPS: Final = ("payments job", "payments-to-ledger", "ledger job", "ledger-to-pa
 
 def measure(settings: Settings) -> list[Measurement]:
     """Needs Kafka, registry, Flink, Postgres and Valkey of ``settings`` running; the rest is started here."""
-    with _system(settings) as (environment, token):
-        asyncio.run(_prepare(environment, token))
-        asyncio.run(_load(environment, token, WARM_UP_RATE, WARM_UP_SECONDS))
+    with _system(settings) as (environment, access):
+        asyncio.run(_prepare(environment, access))
+        asyncio.run(_load(environment, access, WARM_UP_RATE, WARM_UP_SECONDS))
         begin = int(time.time() * 1000)
-        latencies, errors = asyncio.run(_load(environment, token, RATE, SECONDS))
-        _wait(lambda: reconcile(environment).waiting == 0, "every payment has its final status")
+        latencies, errors = asyncio.run(_load(environment, access, RATE, SECONDS))
+        wait_until(
+            lambda: reconcile(environment).waiting == 0, START_SECONDS, "every payment has its final status", pause=1.0
+        )
         report = reconcile(environment)
         hops = _hops(environment, begin)
     if not report.clean or report.held:
@@ -105,105 +93,32 @@ def measure(settings: Settings) -> list[Measurement]:
 def _system(settings: Settings) -> Iterator[tuple[Settings, str]]:
     """Everything of its own: topics, database, jobs, relays, API. Yields its settings and a token."""
     unique = f"bench_{uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory() as name, ExitStack() as ending:
-        directory = Path(name)
-        ports = _free_ports(settings.host, 5)
-        environment = settings.model_copy(
-            update={
-                "topic_prefix": f"{unique}.", "postgres_database": unique, "api_port": ports[0],
-                "faust_web_port": ports[4],
-            }
-        )  # fmt: skip
-        ending.callback(_drop, environment)
-        topics.apply(environment)
-        for topic in TOPICS.values():
-            registry.register(topic, environment)
-        migrate_postgres(environment)
-        for pipeline in ("ledger", "payments"):
-            submit(
-                Submission(
-                    job_file(pipeline), environment.kafka_topic(pipeline), 1,
-                    flink_options={"execution.checkpointing.interval": "1 s"},
-                ),
-                environment,
-            )  # fmt: skip
-            ending.callback(_cancel, environment, environment.kafka_topic(pipeline))
-        commands = [["api", "--workers", "1"], ["payments", "clock"]]
-        commands += [
-            ["sink", sink, "--web-port", str(port)]
-            for sink, port in zip(("payments-to-ledger", "ledger-to-payments", "postgres-payments"), ports[1:4],
-                                  strict=True)
-        ]  # fmt: skip
-        variables = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
-        variables |= {"STREAMBANK_API_EVENTS_PER_MINUTE": "1000000000"}
-        for command in commands:
-            process = subprocess.Popen(
-                [sys.executable, "-c", "from infra.cli import main; main()", *command],
-                env={**os.environ, **variables}, stdout=(directory / f"{command[-1]}.log").open("wb"),
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            ending.callback(_end, process)
-        store = ClientStore(environment.secrets_dir / "clients.json")
-        client, _ = store.add("bench", ["ledger:write", "payments:write"])
-        ending.callback(store.revoke, client.client_id)
-        token = issue_token(
-            KeyStore(environment.secrets_dir / "keys", 3600), client, client.scopes, issuer=environment.api_url,
-            audience="streambank", seconds=3600,
-        )  # fmt: skip
-        yield environment, token
+    environment = settings.model_copy(update={"topic_prefix": f"{unique}.", "postgres_database": unique})
+    processes = [
+        Process("api", ("api", "--workers", "1"), {"STREAMBANK_API_EVENTS_PER_MINUTE": "1000000000"}),
+        Process("clock", ("payments", "clock")),
+        *sinks(("payments-to-ledger", "ledger-to-payments", "postgres-payments")),
+    ]
+    stores = ("postgres",)
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
+        ending.callback(drop, environment, stores)
+        running = ending.enter_context(
+            Deployment(environment, Path(directory), processes, ("ledger", "payments"), stores=stores)
+        )
+        yield running.settings, token(running.settings, ["ledger:write", "payments:write"])
 
 
-def _free_ports(host: str, count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for found in sockets:
-            found.bind((host, 0))
-        return [found.getsockname()[1] for found in sockets]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
-
-
-def _cancel(environment: Settings, name: str) -> None:
-    with FlinkRest(environment) as flink:
-        for job in flink.jobs():
-            if job.name == name and not job.is_terminal:
-                flink.cancel(job)
-
-
-def _drop(environment: Settings) -> None:
-    admin = AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
-    for deleted in admin.delete_topics([environment.kafka_topic(name) for name in TOPICS]).values():
-        deleted.exception()
-    with psycopg.connect(postgres_conninfo(environment, database="postgres"), autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE IF EXISTS "{environment.postgres_database}" WITH (FORCE)')
-
-
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not in {START_SECONDS:g} s: {what}")
-        time.sleep(1)
-
-
-def _session(token: str) -> aiohttp.ClientSession:
+def _session(access: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        headers={"Authorization": f"Bearer {token}"}, connector=aiohttp.TCPConnector(limit=0),
+        headers={"Authorization": f"Bearer {access}"}, connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS + 15),
     )  # fmt: skip
 
 
-async def _prepare(environment: Settings, token: str) -> None:
+async def _prepare(environment: Settings, access: str) -> None:
     """Accounts with money, once API and ledger answer."""
     deadline = time.monotonic() + START_SECONDS
-    async with _session(token) as http:
+    async with _session(access) as http:
         while True:
             try:
                 answer = await http.post(
@@ -219,11 +134,11 @@ async def _prepare(environment: Settings, token: str) -> None:
             await asyncio.sleep(0.5)
 
 
-async def _load(environment: Settings, token: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
+async def _load(environment: Settings, access: str, rate: float, seconds: float) -> tuple[list[float], dict[str, int]]:
     """Seconds from when each request was due to its final status, and what else was answered."""
     progress = LoadProgress(int(rate * seconds))
     run = time.time_ns()
-    async with _session(token) as http:
+    async with _session(access) as http:
 
         async def send(first: int, stop: int) -> str | None:
             del stop

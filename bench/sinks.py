@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
+from bench.deployment import drop
 from bench.pgbench import CLIENTS, SCALE, tpc_b
 from bench.report import Measurement
 from infra import registry, topics
@@ -39,7 +39,7 @@ from pipelines.frames import Events, Frame
 from pipelines.shard import Shard, catalogue_reader
 from pipelines.wire import wrap
 
-__all__ = ["measure", "remove_stores"]
+__all__ = ["measure"]
 
 ACCOUNTS_PER_SHARD: Final = 1_000
 TRANSFERS_PER_FRAME: Final = 500
@@ -147,20 +147,7 @@ def _environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]
     try:
         yield environment, {topic.name: registry.register(topic, environment) for topic in TOPICS.values()}
     finally:
-        names = [environment.kafka_topic(name) for name in TOPICS]
-        admin = AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
-        for deleted in admin.delete_topics(names, operation_timeout=30).values():
-            deleted.result()
-        remove_stores(environment)
-
-
-def remove_stores(environment: Settings) -> None:
-    """Drop the environment's database and keyspace."""
-    with psycopg.connect(postgres_conninfo(environment, database="postgres"), autocommit=True) as connection:
-        database = sql.Identifier(environment.postgres_database)
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))
-    with cassandra_session(environment, keyspace=False) as session:
-        session.execute(f"DROP KEYSPACE IF EXISTS {environment.cassandra_keyspace}", timeout=60)
+        drop(environment)
 
 
 def _fill(environment: Settings, ids: dict[str, int], frames: int) -> int:
@@ -209,7 +196,7 @@ def _fill(environment: Settings, ids: dict[str, int], frames: int) -> int:
 
 @contextmanager
 def _sink(environment: Settings, destination: str) -> Iterator[None]:
-    variables = {f"STREAMBANK_{name.upper()}": str(value) for name, value in environment.model_dump().items()}
+    variables = environment.variables()
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("streambank")), "sink", destination],

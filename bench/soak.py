@@ -1,461 +1,299 @@
-"""A soak: transfers flow at full speed while every process is killed, and at the end all of it must be right.
+"""The engine of soaks: a load flows, things go wrong by a schedule, and at the end a report says what held.
 
-Frames with all kinds of transfers go straight to Kafka (`bench.soak_load`), card payments through the API beside them.
-While they flow, processes are killed with SIGKILL (`bench.soak_parts`), all of them in turn, in an order, at moments
-and for times away that follow from the seed; each is started again as an operator would. Then nothing is sent, and
-
-- every transfer that Kafka or the API acknowledged has its results, one for each time it was sent;
-- the outputs of the job equal a replay of the log, without a gap or a frame too many, and so does every row of Postgres
-  and Cassandra (`jobs.verify`);
-- per ledger debits equal credits, and no event left an account beyond its limit;
-- the hash chain of ledger.events is whole.
-
-The rate is that of the slowest part, since the load waits for job and sinks; how long a kill takes is part of it.
+What goes wrong is data: a `Fault` has a beginning, a time away and an end. Faults that touch the same group never
+happen at once; whatever else may. A schedule says when the next one is due: at moments of the load's progress
+(`Moments`), or one after the other, the load going on in between (`Rounds`). `disturb` runs it: it starts again what
+ends by itself and may, and gives up when the load makes no progress for long.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol, cast
 
-import numpy as np
-from confluent_kafka.admin import AdminClient
-from numpy.typing import NDArray
-
-from api.clients import ClientStore
-from bench.sinks import remove_stores
-from bench.soak_load import FRAME_TRANSFERS, MARK, FrameLoad, Gate
-from bench.soak_parts import Parts, Target
-from infra import registry, topics
-from infra.migrations import migrate_cassandra, migrate_postgres
-from infra.settings import Settings
-from jobs.ledger_chain import verify_topic
-from jobs.topic_reader import TopicReader
-from jobs.verify import BacklogReader, Check, Verification, verify, wait_drained
-from models.load import ApiTarget, LoadProgress, Pace, load_api
-from models.load_plan import LoadPlan, plan_load
-from models.simulator import load_transactions
-from pipelines.catalogue import LEDGER_RESULTS, LEDGER_SHARDS, TOPICS
-from pipelines.codec import codec_of
+from bench.deployment import Deployment
+from infra.stack.flink import JOB_MANAGER, Flink
+from infra.stack.server import Server
+from jobs.verify import Check, Verification
 from pipelines.errors import StreambankError
-from pipelines.wire import unwrap
 
-__all__ = ["Kill", "Soak", "SoakError", "SoakOptions", "SoakResult", "plan_kills", "remove"]
+__all__ = [
+    "Disturbance",
+    "Fault",
+    "Happened",
+    "Load",
+    "Moments",
+    "Report",
+    "Rounds",
+    "Say",
+    "SoakError",
+    "kill_process",
+    "kill_processes",
+    "kill_server",
+    "outage",
+    "part_faults",
+]
 
-FIRST_KILL_AT: Final = 0.03
-LAST_KILL_AT: Final = 0.97
-"""Kills happen between these shares of the load."""
-LOOK_SECONDS: Final = 0.25
 LOOP_SECONDS: Final = 0.05
 STALL_SECONDS: Final = 600.0
 """So long nothing may be acknowledged."""
-DRAIN_SECONDS: Final = 900.0
-API_BATCH: Final = 50
-API_CONNECTIONS: Final = 8
-CUSTOMERS_SHORT: Final = 0.1
-WANTED_RESULTS: Final = (
-    "created", "exists", "exceeds_credits", "exceeds_debits", "linked_event_failed", "id_already_failed",
-    "pending_transfer_not_found",
-)  # fmt: skip
-"""A soak that does not meet these has not sent what it should."""
+FAULTS_AT_ONCE: Final = 16
+
+Say = Callable[[str], None]
+Servers = Mapping[str, Server]
 
 
 class SoakError(StreambankError):
     """The soak could not go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class SoakOptions:
-    """``transfers`` go as frames of 500 to Kafka; ``payments_per_second`` through the API beside them, for as long as
-    those take. ``outage_seconds``: the longest time that a killed process stays away before it is started again."""
+# --- what goes wrong --------------------------------------------------------------------------------------------------
 
-    transfers: int = 20_000_000
-    kills: int = 60
-    seed: int = 1
-    outage_seconds: float = 5.0
-    payments_per_second: float = 100.0
-    parallelism: int = 1
-    only: tuple[str, ...] = ()
-    """Names of the targets to kill; all if empty."""
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``begin`` returns when it has gone wrong, ``end`` when everything is started again, healthy or not yet; between
+    them lie ``outage_seconds``. ``groups`` are those of the deployment's locks that it holds."""
+
+    name: str
+    groups: tuple[str, ...]
+    begin: Callable[[], object]
+    end: Callable[[], object] = lambda: None
+    outage_seconds: float = 0.0
+
+
+def kill_process(deployment: Deployment, name: str) -> Fault:
+    """SIGKILL to a process and its children; it is started again."""
+    return Fault(name, (name,), partial(deployment.kill, name), partial(deployment.start, name))
+
+
+def kill_processes(deployment: Deployment, name: str, processes: Sequence[str]) -> Fault:
+    """The same for several at once."""
+
+    def all_of(act: Callable[[str], None]) -> None:
+        for process in processes:
+            act(process)
+
+    return Fault(name, tuple(processes), lambda: all_of(deployment.kill), lambda: all_of(deployment.start))
+
+
+def kill_server(deployment: Deployment, server: Server) -> Fault:
+    """SIGKILL to all processes of a server."""
+    return Fault(server.name, (server.name,), server.kill, lambda: _bring_back(deployment, [server]))
+
+
+def outage(deployment: Deployment, servers: Sequence[Server], seconds: float) -> Fault:
+    """The servers are stopped, and away together for so long."""
+
+    def stop() -> None:
+        with ThreadPoolExecutor(len(servers)) as pool:
+            list(pool.map(lambda server: server.stop(), servers))
+
+    names = [server.name for server in servers]
+    return Fault(f"{', '.join(names)} away", tuple(names), stop, lambda: _bring_back(deployment, servers), seconds)
+
+
+def part_faults(deployment: Deployment, servers: Servers) -> dict[str, Fault]:
+    """A kill of everything there is, by name: each process, one of the API's workers, each server; of Flink a
+    TaskManager and the JobManager."""
+    flink = cast(Flink, servers["flink"])
+    faults = [kill_process(deployment, name) for name in deployment.processes]
+    faults += [kill_server(deployment, server) for name, server in servers.items() if name != "flink"]
+    faults += [
+        Fault("taskmanager", ("flink",), flink.kill_task_manager, flink.start_task_manager),
+        Fault(
+            JOB_MANAGER, ("flink",), flink.process(JOB_MANAGER).kill, lambda: _bring_back(deployment, [flink])
+        ),
+        Fault("api-worker", ("api",), deployment.kill_api_worker),
+    ]  # fmt: skip
+    return {fault.name: fault for fault in sorted(faults, key=lambda fault: fault.name)}
+
+
+def _bring_back(deployment: Deployment, servers: Sequence[Server]) -> None:
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.wait_healthy()
+    if any(server.name == "flink" for server in servers):
+        # without high availability it has forgotten its jobs: they go on from their newest checkpoints
+        deployment.submit_jobs()
+
+
+# --- when it goes wrong -----------------------------------------------------------------------------------------------
+
+
+class Schedule(Protocol):
+    """Says which faults happen when."""
 
     @property
-    def ahead_frames(self) -> int:
-        """How far the load may run ahead of job and sinks: a quarter of it at most, so that it lasts through the kills,
-        and some 200,000 transfers."""
-        return max(16, min(400, self.transfers // FRAME_TRANSFERS // 4))
+    def is_over(self) -> bool:
+        """Whether none will come any more."""
+        ...
+
+    def due(self, progress: int, under_way: int) -> Fault | None:
+        """The fault that begins now, if any: ``progress`` of the load is made, so many faults are under way."""
+        ...
+
+
+@dataclass(slots=True)
+class Moments:
+    """Each fault when the load has come so far; several may be under way. ``plan`` is sorted by its moments."""
+
+    plan: list[tuple[int, Fault]]
 
     @property
-    def payments(self) -> int:
-        """How many are planned at most."""
-        return max(20_000, min(1_000_000, self.transfers // 20))
+    def is_over(self) -> bool:
+        return not self.plan
+
+    def due(self, progress: int, under_way: int) -> Fault | None:
+        if self.plan and progress >= self.plan[0][0]:
+            return self.plan.pop(0)[1]
+        return None
+
+
+@dataclass(slots=True)
+class Rounds:
+    """One fault after the other, each when the load came ``between`` further after the one before; whole rounds of
+    them, at least one, until ``seconds`` are over."""
+
+    new_round: Callable[[], Sequence[Fault]]
+    between: int
+    seconds: float = 0.0
+    is_over: bool = False
+    _left: list[Fault] = field(default_factory=list)
+    _rounds: int = 0
+    _resume_at: int | None = None
+    _begin: float = field(default_factory=time.monotonic)
+
+    def due(self, progress: int, under_way: int) -> Fault | None:
+        if under_way or self.is_over:
+            return None
+        if self._resume_at is None:
+            self._resume_at = progress + self.between
+        if progress < self._resume_at:
+            return None
+        if not self._left:
+            if self._rounds and time.monotonic() - self._begin >= self.seconds:
+                self.is_over = True
+                return None
+            self._left = list(self.new_round())
+            self._rounds += 1
+        self._resume_at = None
+        return self._left.pop(0)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+class Load(Protocol):
+    """What flows meanwhile, on threads of its own."""
+
+    @property
+    def progress(self) -> int:
+        """How much of it was acknowledged."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it was sent."""
+        ...
+
+    def require_no_error(self) -> None:
+        """Raises what went wrong."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedKill:
-    """Kill ``target`` when ``at`` transfers are acknowledged; start it again after ``outage_seconds``."""
+class Happened:
+    """A fault that happened, at which progress of the load; ``seconds`` until everything had been started again."""
 
-    at: int
-    target: str
-    outage_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """A kill that happened; ``seconds`` until it had been started again."""
-
-    target: str
+    name: str
     at: int
     seconds: float
 
 
+class Disturbance:
+    """Faults over a deployment. ``away``: what has gone wrong just now, and since when (`time.monotonic`)."""
+
+    def __init__(self, deployment: Deployment, say: Say) -> None:
+        self.happened: list[Happened] = []
+        self.away: dict[str, float] = {}
+        self._deployment = deployment
+        self._say = say
+
+    def run(self, load: Load, schedule: Schedule) -> None:
+        """Until the schedule is over, or the load is, and everything is back. Raises `SoakError` and what failed."""
+        under_way: list[Future[None]] = []
+        moved = time.monotonic(), -1
+        with ThreadPoolExecutor(FAULTS_AT_ONCE) as pool:
+            while True:
+                load.require_no_error()
+                for failed in [fault for fault in under_way if fault.done() and fault.exception() is not None]:
+                    failed.result()
+                under_way = [fault for fault in under_way if not fault.done()]
+                if load.progress > moved[1]:
+                    moved = time.monotonic(), load.progress
+                elif time.monotonic() > moved[0] + STALL_SECONDS:
+                    raise SoakError(
+                        f"nothing was acknowledged for {STALL_SECONDS:.0f} s; away: {sorted(self.away) or 'nothing'}"
+                    )
+                while (fault := schedule.due(load.progress, len(under_way))) is not None:
+                    under_way.append(pool.submit(self._happen, fault, load))
+                if (load.is_over or schedule.is_over) and not under_way:
+                    return
+                self._deployment.supervise()
+                time.sleep(LOOP_SECONDS)
+
+    def _happen(self, fault: Fault, load: Load) -> None:
+        with ExitStack() as held:
+            for group in sorted(fault.groups):
+                held.enter_context(self._deployment.lock(group))
+            begin = time.monotonic()
+            self.away[fault.name] = begin
+            try:
+                fault.begin()
+                time.sleep(fault.outage_seconds)  # the length is the point, nothing is waited for
+                fault.end()
+            finally:
+                del self.away[fault.name]
+            seconds = time.monotonic() - begin
+        self.happened.append(Happened(fault.name, load.progress, round(seconds, 2)))
+        self._say(f"{fault.name}: back after {seconds:.1f} s, at {load.progress:,}")
+
+
 @dataclass(slots=True)
-class SoakResult:
-    checks: list[Check] = field(default_factory=list)
+class Report:
+    """``figures`` in the order in which they are shown; ``answers``: how often what was answered."""
+
     figures: dict[str, float] = field(default_factory=dict)
-    results: dict[str, int] = field(default_factory=dict)
-    """How often the ledger answered what."""
-    kills: list[Kill] = field(default_factory=list)
+    answers: dict[str, int] = field(default_factory=dict)
+    faults: list[Happened] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
+        return bool(self.checks) and all(check.ok for check in self.checks)
 
     def check(self, name: str, expected: Any, found: Any, detail: str = "") -> None:
         self.checks.append(Check(name, expected, found, detail))
 
+    def times(self) -> Counter[str]:
+        """How often each fault happened."""
+        return Counter(fault.name for fault in self.faults)
+
     def as_json(self) -> dict[str, Any]:
-        checks = Verification(self.checks).as_json()
         return {
             "ok": self.ok,
             "figures": self.figures,
-            "results": self.results,
-            "kills": [asdict(kill) for kill in self.kills],
-            "checks": checks["checks"],
+            "answers": self.answers,
+            "faults": [asdict(fault) for fault in self.faults],
+            "checks": Verification(self.checks).as_json()["checks"],
+            **self.more,
         }
-
-
-def plan_kills(options: SoakOptions, targets: Sequence[str]) -> list[PlannedKill]:
-    """Who is killed when: every target in turn, each turn in another order; a function of the seed."""
-    chance = random.Random(options.seed)
-    span = options.transfers * FIRST_KILL_AT, options.transfers * LAST_KILL_AT
-    moments = sorted(int(chance.uniform(*span)) for _ in range(options.kills))
-    order: list[str] = []
-    while len(order) < options.kills:
-        order += chance.sample(sorted(targets), len(targets))
-    return [
-        PlannedKill(at, target, chance.uniform(0, options.outage_seconds))
-        for at, target in zip(moments, order, strict=False)
-    ]
-
-
-def plan_payments(most: int) -> LoadPlan:
-    """The payments of this run; it ends when the transfers do."""
-    return plan_load(load_transactions()[:most], time.time_ns() // 1000, CUSTOMERS_SHORT)
-
-
-class _Payments(threading.Thread):
-    """Card payments through the API, on schedule, until told to stop."""
-
-    def __init__(self, plan: LoadPlan, target: ApiTarget, rate: float) -> None:
-        super().__init__(name="payments", daemon=True)
-        self.plan = plan
-        self.progress = LoadProgress(len(plan.payments))
-        self.error: BaseException | None = None
-        self._target = target
-        self._pace = Pace(rate=rate, batch=API_BATCH)
-
-    def run(self) -> None:
-        try:
-            asyncio.run(load_api(self.plan, self._target, self._pace, self.progress))
-        except BaseException as error:
-            self.error = error
-
-    def require_no_error(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
-class _Watch(threading.Thread):
-    """Looks how far job and sinks are, and opens the gate accordingly; while a store is away, it knows what it knew."""
-
-    def __init__(self, config: Settings, load: FrameLoad, gate: Gate) -> None:
-        super().__init__(name="watch", daemon=True)
-        self.waiting_frames = 0
-        self._config, self._load, self._gate = config, load, gate
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                with BacklogReader(self._config) as reader:
-                    while not self._stopping.wait(LOOK_SECONDS):
-                        sent = self._load.all_frames
-                        backlog = reader.read()
-                        self.waiting_frames = max(0, backlog.job) + max(backlog.sinks.values())
-                        self._gate.seen(sent, self.waiting_frames)
-            except Exception:  # whatever is away: it will be back
-                self._stopping.wait(LOOK_SECONDS)
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self.ident is not None:
-            self.join(60)
-
-
-class Soak:
-    """One soak in an environment of its own (topics, database, keyspace), whose servers run. `run` it once."""
-
-    def __init__(
-        self,
-        config: Settings,
-        options: SoakOptions,
-        directory: Path,
-        say: Callable[[str], None] = lambda what: None,
-    ) -> None:
-        self.config = config
-        self.options = options
-        self.result = SoakResult()
-        self.load: FrameLoad | None = None
-        self.payments: _Payments | None = None
-        self.kills_running: dict[str, float] = {}
-        """What is away now, and since when (time.monotonic())."""
-        self.waiting_frames = 0
-        self._directory = directory
-        self._say = say
-
-    def run(self) -> SoakResult:
-        """Start job, API and sinks, load, kill, wait, check. Raises `SoakError` and others when it could not go on."""
-        begin = time.monotonic()
-        prepare(self.config)
-        with ThreadPoolExecutor(1) as pool, Parts(self.config, self._directory, self.options.parallelism) as parts:
-            plan = pool.submit(plan_payments, self.options.payments)
-            self._say(f"job, API and sinks run after {time.monotonic() - begin:.0f} s")
-            self._disturb(parts, plan.result())
-            self._drain(parts)
-        self._check()
-        self.result.figures["seconds, all"] = round(time.monotonic() - begin, 1)
-        return self.result
-
-    def _disturb(self, parts: Parts, plan: LoadPlan) -> None:
-        client, secret = ClientStore(parts.api_config.secrets_dir / "clients.json").add("soak", ["ledger:write"])
-        target = ApiTarget(self.config.api_url, client.client_id, secret, connections=API_CONNECTIONS)
-        gate = Gate(self.options.ahead_frames)
-        load = self.load = FrameLoad(self.config, self.options.transfers, self.options.seed, gate)
-        payments = self.payments = _Payments(plan, target, self.options.payments_per_second)
-        watch = _Watch(self.config, load, gate)
-        payments.start()
-        try:
-            self._await_set_up(payments)
-            begin = time.monotonic()
-            load.start()
-            watch.start()
-            self._kill_by_plan(parts, load, payments, watch)
-            seconds = time.monotonic() - begin
-            payments.progress.stopping = True
-            payments.join(300)
-            if payments.is_alive():
-                raise SoakError(f"the payments did not end: {payments.progress.as_json()}")
-            payments.require_no_error()
-        finally:
-            load.stopping = payments.progress.stopping = True
-            watch.stop()
-        self.result.figures |= {
-            "transfers": load.acknowledged_transfers,
-            "payments through the API": payments.progress.acknowledged_events,
-            "frames repeated": load.repeated_frames,
-            "kills": len(self.result.kills),
-            "seconds of load": round(seconds, 1),
-            "transfers/s": round(load.acknowledged_transfers / seconds),
-        }
-
-    def _await_set_up(self, payments: _Payments) -> None:
-        """Until the payments' accounts are there and funded."""
-        deadline = time.monotonic() + STALL_SECONDS
-        while not payments.progress.started:
-            payments.require_no_error()
-            if time.monotonic() > deadline:
-                raise SoakError(f"the payments' accounts are not there after {STALL_SECONDS:.0f} s: {self._directory}")
-            time.sleep(0.05)
-
-    def _kill_by_plan(self, parts: Parts, load: FrameLoad, payments: _Payments, watch: _Watch) -> None:
-        """Until all is sent and everything is back."""
-        targets = {target.name: target for target in parts.targets}
-        if unknown := set(self.options.only) - set(targets):
-            raise SoakError(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(targets)}")
-        plan = plan_kills(self.options, self.options.only or list(targets))
-        under_way: list[Future[None]] = []
-        moved = time.monotonic(), -1
-        with ThreadPoolExecutor(len(targets)) as pool:
-            try:
-                while load.is_alive() or not all(kill.done() for kill in under_way):
-                    load.require_no_error()
-                    payments.require_no_error()
-                    for failed in [kill for kill in under_way if kill.done() and kill.exception() is not None]:
-                        failed.result()
-                    self.waiting_frames = watch.waiting_frames
-                    if load.acknowledged_frames > moved[1]:
-                        moved = time.monotonic(), load.acknowledged_frames
-                    elif time.monotonic() > moved[0] + STALL_SECONDS:
-                        raise SoakError(
-                            f"no frame was acknowledged for {STALL_SECONDS:.0f} s; {watch.waiting_frames} wait to be "
-                            f"applied, away: {sorted(self.kills_running) or 'nothing'}; logs: {self._directory}"
-                        )
-                    while plan and load.acknowledged_transfers >= plan[0].at:
-                        kill = plan.pop(0)
-                        target = targets[kill.target]
-                        under_way.append(pool.submit(self._kill, target, parts.locks[target.group], kill, load))
-                    parts.supervise()
-                    time.sleep(LOOP_SECONDS)
-            except BaseException:
-                load.stopping = True
-                raise
-        load.require_no_error()
-        self.result.check("kills", self.options.kills, len(self.result.kills))
-
-    def _kill(self, target: Target, lock: threading.Lock, kill: PlannedKill, load: FrameLoad) -> None:
-        with lock:
-            begin = time.monotonic()
-            self.kills_running[target.name] = begin
-            try:
-                target.kill()
-                time.sleep(kill.outage_seconds)  # the length is the point, nothing is waited for
-                target.restart()
-            finally:
-                del self.kills_running[target.name]
-            seconds = time.monotonic() - begin
-        at = load.acknowledged_transfers
-        self.result.kills.append(Kill(target.name, at, round(seconds, 2)))
-        self._say(f"killed {target.name}, started again {seconds:.1f} s later, at {at:,} transfers")
-
-    def _drain(self, parts: Parts) -> None:
-        begin = time.monotonic()
-        backlog = wait_drained(self.config, DRAIN_SECONDS, lambda _: parts.supervise())
-        parts.require_alive()
-        self.result.figures["started again by the supervisor"] = parts.restarts
-        self.result.figures["seconds until all was applied"] = round(time.monotonic() - begin, 1)
-        waiting = {"job": backlog.job, **backlog.sinks}
-        self.result.check("frames still on their way", dict.fromkeys(waiting, 0), waiting)
-        self._say(f"everything is applied {time.monotonic() - begin:.0f} s after the last frame")
-
-    # --- what must be true now
-
-    def _check(self) -> None:
-        load, payments, result = self.load, self.payments, self.result
-        assert load is not None
-        assert payments is not None
-        begin = time.monotonic()
-        sent = load.frames * FRAME_TRANSFERS
-        result.check("transfers acknowledged by Kafka", sent, load.acknowledged_transfers)
-        self._say("reading the answers")
-        answers = read_answers(self.config, load.frames, int(payments.plan.payments.run), len(payments.plan.payments))
-        result.results = answers.counts
-        result.check("transfers without an answer", 0, int((answers.times == 0).sum()))
-        again = load.repeated_frames * FRAME_TRANSFERS
-        result.check("answers to transfers, repeats included", sent + again, int(answers.times.sum()))
-        result.check(
-            "kinds of answers", sorted(WANTED_RESULTS), sorted(set(WANTED_RESULTS) & set(answers.counts)),
-            ", ".join(f"{name} {count:,}" for name, count in answers.counts.items()),
-        )  # fmt: skip
-        self._check_payments(payments.progress, answers)
-        self._say("walking the hash chain")
-        chains = verify_topic(self.config)
-        result.check("hash chain: breaks", [], [str(chain.broken) for chain in chains if chain.broken is not None])
-        result.figures["frames in the hash chain"] = sum(chain.frames for chain in chains)
-        audit = verify(self.config, report=self._say)
-        result.checks += audit.checks
-        result.check("records that are no frames: set aside", load.bad_records, audit.figures["frames set aside"])
-        result.figures |= {name: count for name, count in audit.figures.items() if name != "frames set aside"}
-        result.figures["seconds of checking"] = round(time.monotonic() - begin, 1)
-
-    def _check_payments(self, progress: LoadProgress, answers: Answers) -> None:
-        """A client may give up while a server is away; then its payment was not acknowledged, and may or may not
-        exist."""
-        found = self.result
-        sent, acknowledged = progress.sent_events, progress.acknowledged_events
-        found.check("payments: acknowledged or given up", sent, acknowledged + progress.failed_events)
-        given_up = acknowledged <= 0.9 * sent
-        found.check("payments: a tenth or more given up", False, given_up, f"{progress.failed_events:,} of {sent:,}")
-        strange = [why for why in progress.failures if not any(word in why for word in ("503", "409", "Connect"))]
-        found.check("payments: refused for another reason than a kill", [], strange)
-        first = answers.payments[progress.acknowledged]
-        found.check("payments acknowledged, but without an answer", 0, int((first < 0).sum()))
-        names = answers.symbols
-        created, refused = (int((first == names.index(name)).sum()) for name in ("created", "exceeds_credits"))
-        found.check("payments: created or not covered", acknowledged, created + refused)
-        found.check("payments: some are not covered, most are", True, 0 < refused < acknowledged / 2, f"{refused:,}")
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What ledger.results holds; repeated frames of it are read once."""
-
-    symbols: Sequence[str]
-    counts: dict[str, int]
-    times: NDArray[np.int32]
-    """How often each transfer of the load was answered; by shard, in the order of their ids."""
-    payments: NDArray[np.int16]
-    """Index of the first answer to each planned payment; -1 for none."""
-
-
-def read_answers(config: Settings, frames: int, run: int, payments: int) -> Answers:
-    """Reads the whole topic; ``frames`` were sent by the load, ``run`` and ``payments`` are those of the API's plan."""
-    codec = codec_of(LEDGER_RESULTS.name)
-    kind = codec.event_type("TransferResult")
-    symbols = kind.field("result").symbols
-    counts = np.zeros(len(symbols), np.int64)
-    first = np.full(payments, -1, np.int16)
-    times = []
-    with TopicReader(config) as reader:
-        for shard in range(LEDGER_SHARDS):
-            answered = np.zeros(len(range(shard, frames, LEDGER_SHARDS)) * FRAME_TRANSFERS, np.int32)
-            last = 0
-            for record in reader.read(LEDGER_RESULTS, shard):
-                frame = codec.decode(unwrap(record.value)[1])
-                if frame.sequence <= last:
-                    continue
-                last = frame.sequence
-                rows = frame.events.view(kind.dtype)
-                rows = rows[rows["kind"] == kind.kind]
-                counts += np.bincount(rows["result"], minlength=len(symbols))
-                ours = rows["id_lo"][rows["id_hi"] == MARK].astype(np.int64) - 1
-                np.add.at(answered, ours, 1)
-                paid = rows[rows["id_hi"] == run]
-                numbers = paid["id_lo"].astype(np.int64) - 1
-                planned = numbers < payments  # the others are fundings
-                # the first answer counts: a repeated command is answered again, with `exists`
-                for number, result in zip(numbers[planned].tolist(), paid["result"][planned].tolist(), strict=True):
-                    if first[number] < 0:
-                        first[number] = result
-            times.append(answered)
-    named = {name: int(count) for name, count in zip(symbols, counts, strict=True) if count}
-    return Answers(symbols, named, np.concatenate(times), first)
-
-
-def prepare(config: Settings) -> None:
-    """Topics, schemas and tables of an environment."""
-    topics.apply(config)
-    for topic in TOPICS.values():
-        registry.register(topic, config)
-    with ThreadPoolExecutor(2) as pool:
-        for made in (pool.submit(migrate_postgres, config), pool.submit(migrate_cassandra, config)):
-            made.result()
-
-
-def remove(config: Settings, directory: Path) -> None:
-    """Everything that a soak has left in its environment, and its logs."""
-    admin = AdminClient({"bootstrap.servers": config.kafka_bootstrap})
-    names = [config.kafka_topic(name) for name in TOPICS]
-    for deleted in admin.delete_topics(names, operation_timeout=60).values():
-        deleted.result()
-    remove_stores(config)
-    for state in (config.checkpoints_dir, config.savepoints_dir):
-        shutil.rmtree(state / config.kafka_topic("ledger"), ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)

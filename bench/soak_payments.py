@@ -1,34 +1,46 @@
 """Payments under load while everything dies, one after the other: what was accepted must still come to one end.
 
-Processes are killed with SIGKILL, servers are away for ten seconds, messages are sent again and out of order, and the
-load goes on. Afterwards every accepted payment must have exactly one final status, the ledger's balances must be what
-the payments say, nothing may be held, every notification must have arrived, and `payments reconcile` finds nothing.
+Processes are killed with SIGKILL, servers are away for ten seconds, messages are sent again, and some are delivered in
+another order the first time; the load goes on. Afterwards every accepted payment must have exactly one final status,
+the ledger's balances must be what the payments say, nothing may be held, every notification must have arrived, and
+`payments reconcile` finds nothing.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
-from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
-from psycopg.sql import SQL, Identifier
+from confluent_kafka import Consumer, Producer, TopicPartition
 
-from bench.soak_payments_load import BANK, FUNDS, LEDGERS, PAYERS, RULES, Clients, Load
-from bench.soak_payments_parts import PartsError, PaymentsParts, wait_until
-from infra.flink_rest import FlinkRest
+from bench.deployment import Deployment, DeploymentError, Process, free_ports, sinks, wait_until
+from bench.receivers import Receivers
+from bench.soak import (
+    Disturbance,
+    Fault,
+    Report,
+    Rounds,
+    Say,
+    Servers,
+    kill_processes,
+    outage,
+    part_faults,
+)
+from bench.soak_payments_load import BANK, FUNDS, LEDGERS, PAYERS, RULES, PaymentsLoad
+from infra.registry import schema_ids
 from infra.settings import Settings
-from infra.stack.flink import Flink
-from infra.stack.server import Server
 from infra.stores import cassandra_session, postgres_conninfo
 from jobs.fraud_rules import publish_rules
 from jobs.payments_reconcile import Reconciliation, events_of, reconcile
+from jobs.sinks import load_sink
+from jobs.sinks.relay import Commands, KafkaRelay
 from jobs.topic_reader import TopicReader
 from pipelines.catalogue import (
     FRAUD_TRANSACTIONS,
@@ -40,148 +52,102 @@ from pipelines.catalogue import (
     PAYMENTS_DEAD_LETTERS,
     PAYMENTS_EVENTS,
     PAYMENTS_SHARDS,
-    TOPICS,
 )
+from pipelines.codec import codec_of
+from pipelines.event_json import parse_events
+from pipelines.frames import Frame
 from pipelines.payments.records import DAY
 from pipelines.payments.states import SETTLED, UNSETTLED_END
+from pipelines.signatures import HEADER
+from pipelines.wire import unwrap, wrap
 
-__all__ = ["OUTAGE_SECONDS", "Check", "Fault", "SoakReport", "all_faults", "drop", "quick_faults", "soak"]
+__all__ = ["OUTAGE_SECONDS", "PaymentsSoak", "all_faults", "payments_deployment", "quick_faults"]
 
 OUTAGE_SECONDS: Final = 10.0
+HELD_BACK_SECONDS: Final = 4.0
+"""So long relays are away before their messages come in another order."""
 SETTLE_SECONDS: Final = 420.0
+KAFKA_SECONDS: Final = 60.0
 SEED: Final = 7
+SINKS: Final = (
+    "payments-to-ledger", "ledger-to-payments", "payments-to-fraud", "fraud-to-payments", "rescores-to-payments",
+    "payments-notifications", "fraud-cases", "fraud-notifications", "postgres-payments", "cassandra-payments",
+)  # fmt: skip
+SHUFFLED_RELAYS: Final = (
+    "payments-to-ledger", "ledger-to-payments", "payments-to-fraud", "fraud-to-payments", "payments-notifications",
+)  # fmt: skip
+JOBS: Final = ("ledger", "payments", "fraud")
 _FINAL: Final = frozenset(status.name for status in SETTLED)
 
-Servers = Mapping[str, Server]
-Say = Callable[[str], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something that goes wrong; `happen` returns when everything is started again, healthy or not yet."""
-
-    name: str
-    happen: Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    name: str
-    ok: bool
-    detail: str = ""
-
-
-@dataclass(slots=True)
-class SoakReport:
-    """``faults`` that happened, by name."""
-
-    seconds: float = 0.0
-    faults: Counter[str] = field(default_factory=Counter)
-    accepted: int = 0
-    given_up: int = 0
-    answers: dict[str, int] = field(default_factory=dict)
-    webhooks: int = 0
-    mails: int = 0
-    repeated_notifications: int = 0
-    settle_seconds: float = 0.0
-    reconciliation: dict[str, Any] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return bool(self.checks) and all(check.ok for check in self.checks)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ok": self.ok}
+def payments_deployment(
+    settings: Settings,
+    directory: Path,
+    receivers: Receivers,
+    model_port: int,
+    *,
+    api_workers: int = 2,
+    say: Say = lambda what: None,
+) -> Deployment:
+    """Payments with everything around them, as an operator runs it: three jobs, API, relays, sinks, clock, scorer and
+    notifier. Notifications go to ``receivers``; the scorer looks for a model server at ``model_port``: there need not
+    be one, payments are then decided without a score."""
+    notifier_port, scorer_port = free_ports(2)
+    notifier = {
+        "WEB_PORT": str(notifier_port), "SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(receivers.smtp_port),
+        "SMTP_SECURITY": "none", "RETRY_SECONDS": json.dumps([0.5, 1, 2, 2, 5, 5, 10, 10]),
+        "ATTEMPT_SECONDS": "5", "LEASE_SECONDS": "10", "POLL_SECONDS": "0.2",
+    }  # fmt: skip
+    processes = [
+        Process("api", ("api", "--workers", str(api_workers)), {"STREAMBANK_API_EVENTS_PER_MINUTE": "1000000000"}),
+        Process("clock", ("payments", "clock")),
+        Process("notifier", ("notifier",), {f"STREAMBANK_NOTIFIER_{name}": value for name, value in notifier.items()}),
+        Process(
+            "score", ("score", "--web-port", str(scorer_port)),
+            {"STREAMBANK_MODEL_SERVER": f"http://127.0.0.1:{model_port}"},
+        ),
+        *sinks(SINKS),
+    ]  # fmt: skip
+    webhooks = {"webhook_allowed_networks": "127.0.0.1/32", "webhook_allow_http": True}
+    return Deployment(settings, directory, processes, JOBS, more=webhooks, say=say)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def all_faults(parts: PaymentsParts, servers: Servers) -> list[Fault]:
+def all_faults(deployment: Deployment, servers: Servers, random_: random.Random) -> list[Fault]:
     """A round of everything: each process and each server killed, each server away, messages again and out of order."""
-    random_ = random.Random(SEED)
-    faults = [Fault(f"kill -9 {name}", _restarts(parts, name)) for name in parts.processes]
-    faults += [Fault(f"kill -9 server {name}", _kills(parts, server)) for name, server in servers.items()]
-    faults += [Fault(f"{name} away", _goes_away(parts, {name: server})) for name, server in servers.items()]
-    flink = servers["flink"]
-    assert isinstance(flink, Flink)
-    faults.append(Fault("kill -9 TaskManager", lambda: _kill_task_manager(flink)))
-    faults.append(Fault("kill -9 an API worker", parts.kill_api_worker))
-    faults.append(Fault("messages again", lambda: send_again(parts.settings, random_)))
+    faults = list(part_faults(deployment, servers).values())
+    faults += [outage(deployment, [server], OUTAGE_SECONDS) for server in servers.values()]
+    faults += [_again(deployment, random_), _out_of_order(deployment, random_)]
     random_.shuffle(faults)
     return faults
 
 
-def quick_faults(parts: PaymentsParts, servers: Servers) -> list[Fault]:
-    """The same in about a minute: processes in two lots, all stores away together, then Kafka."""
-    random_ = random.Random(SEED)
-    flink = servers["flink"]
-    assert isinstance(flink, Flink)
-    names = list(parts.processes)
-    stores = {name: server for name, server in servers.items() if name not in ("kafka", "flink")}
-
-    def kill(chosen: list[str]) -> Callable[[], None]:
-        def happen() -> None:
-            for name in chosen:
-                parts.restart(name)
-
-        return happen
-
+def quick_faults(deployment: Deployment, servers: Servers, random_: random.Random) -> list[Fault]:
+    """The same in about a minute: processes in two lots, messages, all stores away together, then Kafka."""
+    names = list(deployment.processes)
+    stores = [server for name, server in servers.items() if name not in ("kafka", "flink")]
     return [
-        Fault("kill -9 of every other process", kill(names[1::2])),
-        Fault("messages again", lambda: send_again(parts.settings, random_)),
-        Fault("kill -9 TaskManager", lambda: _kill_task_manager(flink)),
-        Fault(f"{', '.join(stores)} away", _goes_away(parts, stores)),
-        Fault("kill -9 of the other processes", kill(names[::2])),
-        Fault("kafka away", _goes_away(parts, {"kafka": servers["kafka"]})),
-        Fault("messages again", lambda: send_again(parts.settings, random_)),
+        kill_processes(deployment, "every other process", names[1::2]),
+        _out_of_order(deployment, random_),
+        _again(deployment, random_),
+        part_faults(deployment, servers)["taskmanager"],
+        outage(deployment, stores, OUTAGE_SECONDS),
+        kill_processes(deployment, "the other processes", names[::2]),
+        outage(deployment, [servers["kafka"]], OUTAGE_SECONDS),
+        _again(deployment, random_),
     ]
 
 
-def _restarts(parts: PaymentsParts, name: str) -> Callable[[], None]:
-    return lambda: parts.restart(name)
-
-
-def _kills(parts: PaymentsParts, server: Server) -> Callable[[], None]:
-    def happen() -> None:
-        server.kill()
-        _bring_back(parts, {server.name: server})
-
-    return happen
-
-
-def _goes_away(parts: PaymentsParts, servers: Servers) -> Callable[[], None]:
-    """The servers are away together for ten seconds: the length is the point, nothing is waited for."""
-
-    def happen() -> None:
-        with ThreadPoolExecutor(len(servers)) as pool:
-            list(pool.map(lambda server: server.stop(), servers.values()))
-        time.sleep(OUTAGE_SECONDS)
-        _bring_back(parts, servers)
-
-    return happen
-
-
-def _bring_back(parts: PaymentsParts, servers: Servers) -> None:
-    for server in servers.values():
-        server.start()
-    for server in servers.values():
-        server.wait_healthy()
-    if "flink" in servers:
-        parts.submit_jobs()
-
-
-def _kill_task_manager(flink: Flink) -> None:
-    flink.kill_task_manager()
-    flink.start_task_manager()
+def _again(deployment: Deployment, random_: random.Random) -> Fault:
+    return Fault("messages again", (), lambda: send_again(deployment.settings, random_))
 
 
 def send_again(settings: Settings, random_: random.Random, *, last: int = 200, chosen: int = 40) -> int:
     """Send messages again: some of the last of topics with many writers, in any order, and the last frames of topics
     that one job writes, in theirs, as after a restore. Returns how many."""
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
-    sent = 0
+    records: list[tuple[str, int, bytes, bytes | None]] = []
     with TopicReader(settings) as reader:
         for topic in (
             PAYMENTS_COMMANDS, LEDGER_COMMANDS, FRAUD_TRANSACTIONS, NOTIFICATION_REQUESTS, PAYMENTS_EVENTS,
@@ -189,129 +155,206 @@ def send_again(settings: Settings, random_: random.Random, *, last: int = 200, c
         ):  # fmt: skip
             for shard in range(topic.partitions):
                 start, end = reader.bounds(topic, shard)
-                values = [record.value for record in reader.read(topic, shard, max(start, end - last), end)]
-                if topic.writers == "one job":
-                    again = values[-5:]
-                else:
-                    again = random_.sample(values, min(chosen, len(values)))
-                for value in again:
-                    producer.produce(settings.kafka_topic(topic.name), value, key=str(shard).encode(), partition=shard)
-                sent += len(again)
-    if producer.flush(60):
-        raise PartsError("Kafka did not take the repeated messages")
-    return sent
+                found = list(reader.read(topic, shard, max(start, end - last), end))
+                again = found[-5:] if topic.writers == "one job" else random_.sample(found, min(chosen, len(found)))
+                records += [(topic.name, shard, record.value or b"", record.signature) for record in again]
+    _send(settings, records)
+    return len(records)
+
+
+def _out_of_order(deployment: Deployment, random_: random.Random) -> Fault:
+    """Relays are away while work for them piles up; then their commands are delivered for the first time, all in an
+    order of their own, and the relays come back and send them once more."""
+    names = [f"sink-{name}" for name in SHUFFLED_RELAYS]
+    killed = kill_processes(deployment, "messages out of order", names)
+
+    def end() -> None:
+        for name in SHUFFLED_RELAYS:
+            relay_shuffled(deployment.settings, name, random_)
+        killed.end()
+
+    return Fault(killed.name, killed.groups, killed.begin, end, HELD_BACK_SECONDS)
+
+
+def relay_shuffled(settings: Settings, name: str, random_: random.Random) -> int:
+    """Send what a relay that is away has not sent, each command in a frame of its own, in any order; returns how many.
+    Commands that must arrive in one frame, such as a hold and its capture, stay together."""
+    kind = load_sink(name)
+    relay = kind(settings)
+    assert isinstance(relay, KafkaRelay)
+    codec, ids = codec_of(relay.topic.name), schema_ids(settings)
+    commands: list[Commands] = []
+    with TopicReader(settings) as reader:
+        for shard, offset in _positions(settings, relay).items():
+            start, end = reader.bounds(relay.topic, shard)
+            for record in reader.read(relay.topic, shard, max(start, offset), end):
+                assert record.value is not None
+                commands += relay.translate(shard, codec.decode(unwrap(record.value)[1]).events)
+    random_.shuffle(commands)
+    now = time.time_ns() // 1000
+    records: list[tuple[str, int, bytes, bytes | None]] = []
+    for command in commands:
+        target = codec_of(command.topic.name)
+        frame = Frame(command.topic.name, command.shard, 0, now, None, parse_events(target, command.events))
+        records.append((command.topic.name, command.shard, wrap(ids[command.topic.name], target.encode(frame)), None))
+    _send(settings, records)
+    return len(records)
+
+
+def _positions(settings: Settings, relay: KafkaRelay) -> dict[int, int]:
+    """The offset from which a relay goes on, by partition."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "group.id": settings.kafka_topic(f"relay-{relay.name}-positions"),
+            "enable.auto.commit": False,
+        }
+    )
+    try:
+        name = settings.kafka_topic(relay.topic.name)
+        places = [TopicPartition(name, partition) for partition in range(relay.topic.partitions)]
+        committed = consumer.committed(places, timeout=KAFKA_SECONDS)
+    finally:
+        consumer.close()
+    return {place.partition: max(0, place.offset) for place in committed}
+
+
+def _send(settings: Settings, records: Sequence[tuple[str, int, bytes, bytes | None]]) -> None:
+    """Raises `DeploymentError` when Kafka does not take one of (topic, shard, value, signature)."""
+    failures: list[str] = []
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
+    for topic, shard, value, signature in records:
+        producer.produce(
+            settings.kafka_topic(topic), value, key=str(shard).encode(), partition=shard,
+            headers=[(HEADER, signature)] if signature else [],
+            on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
+        )  # fmt: skip
+        producer.poll(0)
+    if producer.flush(KAFKA_SECONDS) or failures:
+        raise DeploymentError(f"Kafka did not take the messages: {failures[:1] or 'no answer'}")
 
 
 # --- the soak ---------------------------------------------------------------------------------------------------------
 
 
-def soak(
-    parts: PaymentsParts,
-    servers: Servers,
-    *,
-    rate: float,
-    seconds: float = 0.0,
-    faults: Callable[[PaymentsParts, Servers], list[Fault]] = all_faults,
-    payments_between: int = 20,
-    say: Say = lambda _: None,
-) -> SoakReport:
-    """Load running parts at ``rate`` payments a second through whole rounds of ``faults``, at least one, until
-    ``seconds`` are over; then let everything settle and check. Raises `PartsError` or `LoadError` when it cannot go on.
-    """
-    report = SoakReport()
-    publish_rules(parts.settings, RULES, author="soak", note="blocks what is very large")
-    load = Load(Clients.of(parts), parts, rate)
-    load.prepare()
-    begin = time.monotonic()
-    load.start()
-    try:
-        load.flows_on(payments_between)
-        while True:
-            for fault in faults(parts, servers):
-                say(f"{time.monotonic() - begin:6.0f} s, {len(load.accepted)} accepted: {fault.name}")
-                fault.happen()
-                report.faults[fault.name] += 1
-                load.flows_on(payments_between)
-                load.review()
-            if time.monotonic() - begin >= seconds:
-                break
-    finally:
-        load.stopping = True
-    load.finish()
-    report.seconds = round(time.monotonic() - begin, 1)
-    say(f"{report.seconds:6.0f} s, {len(load.accepted)} accepted: settling")
-    _settle(parts, load)
-    report.settle_seconds = round(time.monotonic() - begin - report.seconds, 1)
-    _check(parts, servers, load, report)
-    return report
+class PaymentsSoak:
+    """Load on a running deployment at ``rate`` payments a second through whole rounds of ``faults``, at least one,
+    until ``seconds`` are over; then everything settles and is checked. `run` it once."""
 
+    def __init__(
+        self,
+        deployment: Deployment,
+        servers: Servers,
+        receivers: Receivers,
+        *,
+        rate: float,
+        seconds: float = 0.0,
+        faults: Callable[[Deployment, Servers, random.Random], list[Fault]] = all_faults,
+        payments_between: int = 20,
+        seed: int = SEED,
+        say: Say = lambda what: None,
+    ) -> None:
+        self.report = Report()
+        self.load = PaymentsLoad(deployment, receivers, rate)
+        self.disturbance = Disturbance(deployment, say)
+        self._deployment, self._servers, self._receivers = deployment, servers, receivers
+        self._settings = deployment.settings
+        random_ = random.Random(seed)
+        self._schedule = Rounds(partial(faults, deployment, servers, random_), payments_between, seconds)
+        self._say = say
 
-def _settle(parts: PaymentsParts, load: Load) -> None:
-    """Until nothing is under way any more; people decide what waits for them."""
+    def run(self) -> Report:
+        """Raises `SoakError`, `DeploymentError` or `LoadError` when it cannot go on."""
+        publish_rules(self._settings, RULES, author="soak", note="blocks what is very large")
+        load, report = self.load, self.report
+        load.prepare()
+        begin = time.monotonic()
+        load.start()
+        try:
+            self.disturbance.run(load, self._schedule)
+        finally:
+            load.stopping = True
+        load.finish()
+        seconds = time.monotonic() - begin
+        report.faults = self.disturbance.happened
+        self._say(f"{load.progress:,} payments accepted in {seconds:.0f} s; everything settles")
+        self._settle()
+        report.figures |= {
+            "payments accepted": load.progress,
+            "payments given up": load.given_up,
+            "faults": len(report.faults),
+            "started again by the supervisor": self._deployment.restarts,
+            "seconds of load": round(seconds, 1),
+            "seconds until all had settled": round(time.monotonic() - begin - seconds, 1),
+        }
+        report.answers = dict(load.answers)
+        self._check()
+        return report
 
-    def settled() -> object:
-        load.review()
-        found = _reconciled(parts.settings)
-        told = found.notifications
-        assert told is not None
-        unfinished = {status: count for status, count in found.statuses.items() if status not in _FINAL}
-        if found.waiting or found.behind or unfinished or told.waiting or told.undelivered:
-            raise PartsError(f"unfinished: {found.waiting} waiting, {found.behind} behind, {unfinished}, {told}")
-        return True
+    def _settle(self) -> None:
+        """Until nothing is under way any more; people decide what waits for them."""
 
-    wait_until(settled, SETTLE_SECONDS, "everything has settled")
+        def settled() -> object:
+            self._deployment.supervise()
+            self.load.review()
+            found = _reconciled(self._settings)
+            told = found.notifications
+            assert told is not None
+            unfinished = {status: count for status, count in found.statuses.items() if status not in _FINAL}
+            if found.waiting or found.behind or unfinished or told.waiting or told.undelivered:
+                raise DeploymentError(
+                    f"unfinished: {found.waiting} waiting, {found.behind} behind, {unfinished}, {told}"
+                )
+            return True
+
+        wait_until(settled, SETTLE_SECONDS, "everything has settled", pause=1.0)
+
+    def _check(self) -> None:
+        report, settings, load, receivers = self.report, self._settings, self.load, self._receivers
+        found = _reconciled(settings)
+        repeats = [count - 1 for count in (*receivers.hooks.values(), *receivers.mails.values())]
+        report.figures |= {
+            "webhooks": len(receivers.hooks), "e-mails": len(receivers.mails), "of them repeated": sum(repeats),
+        }  # fmt: skip
+        report.more["reconciliation"] = found.as_json()
+
+        def nothing(name: str, wrong: object) -> None:
+            report.check(name, [], [str(wrong)[:2_000]] if wrong else [])
+
+        nothing("payments, ledger, Postgres and notifications: differences", found.differences)
+        nothing("held", found.held)
+        endings = _endings(settings)
+        lost = [payment for payment in load.accepted if not endings.get((payment[0] % PAYMENTS_SHARDS, payment[1]))]
+        nothing("accepted payments without a final status", lost[:20])
+        nothing("payments with two", [payment for payment, count in endings.items() if count > 1][:20])
+        nothing("balances in the ledger that are not what payments say", _balances_wrong(settings))
+        with psycopg.connect(postgres_conninfo(settings)) as connection:
+            for channel, taken in (("webhook", receivers.hooks), ("email", receivers.mails)):
+                rows = connection.execute(
+                    "SELECT message_id FROM notifications.deliveries WHERE channel = %s AND state = 'delivered'",
+                    [channel],
+                )
+                sent = {row[0] for row in rows}
+                nothing(f"notifications by {channel} that did not arrive, or under another id", sent ^ taken.keys())
+        nothing("received, but wrong", receivers.wrong)
+        nothing("answers of the API that must not be", load.wrong)
+        with TopicReader(settings) as reader:
+            letters = sum(end - start for start, end in (
+                reader.bounds(PAYMENTS_DEAD_LETTERS, shard) for shard in range(PAYMENTS_DEAD_LETTERS.partitions)
+            ))  # fmt: skip
+        nothing("messages set aside", letters)
+        nothing("daily totals in Postgres that payments do not add up to", _totals_wrong(settings, found))
+        wait_until(lambda: not _days_wrong(settings), SETTLE_SECONDS, "Cassandra has every payment of account and day")
+        nothing("payments of account and day that Cassandra has otherwise", _days_wrong(settings))
+        self._deployment.require_alive()
+        nothing("jobs that do not run", self._deployment.jobs_away())
 
 
 def _reconciled(settings: Settings) -> Reconciliation:
     try:
         return reconcile(settings, postgres=True, notifications=True)
     except psycopg.Error as error:
-        raise PartsError(f"Postgres: {error}") from error
-
-
-def _check(parts: PaymentsParts, servers: Servers, load: Load, report: SoakReport) -> None:
-    settings = parts.settings
-    found = _reconciled(settings)
-    receivers = parts.receivers
-    report.accepted, report.given_up = len(load.accepted), load.given_up
-    report.answers = dict(load.answers)
-    report.reconciliation = found.as_json()
-    report.webhooks, report.mails = len(receivers.hooks), len(receivers.mails)
-    repeats = [count - 1 for count in (*receivers.hooks.values(), *receivers.mails.values())]
-    report.repeated_notifications = sum(repeats)
-
-    def check(name: str, wrong: object, detail: object = "") -> None:
-        report.checks.append(Check(name, not wrong, str(wrong)[:2_000] if wrong else str(detail)))
-
-    check("payments, ledger, Postgres and notifications agree", found.differences)
-    check("nothing is held", found.held)
-    endings = _endings(settings)
-    lost = [payment for payment in load.accepted if not endings.get((payment[0] % PAYMENTS_SHARDS, payment[1]))]
-    check("every accepted payment has a final status", lost[:20], f"{len(load.accepted)} accepted")
-    check("none has two", [payment for payment, count in endings.items() if count > 1][:20])
-    check("the ledger's balances are what payments say", _balances_wrong(settings))
-    with psycopg.connect(postgres_conninfo(settings)) as connection:
-        for channel, taken in (("webhook", receivers.hooks), ("email", receivers.mails)):
-            rows = connection.execute(
-                "SELECT message_id FROM notifications.deliveries WHERE channel = %s AND state = 'delivered'", [channel]
-            )
-            sent = {row[0] for row in rows}
-            check(f"every notification by {channel} arrived, under its id", sent ^ taken.keys(), f"{len(sent)}")
-    check("nothing wrong was received", receivers.wrong)
-    check("the API answered nothing that it must not", load.wrong)
-    with TopicReader(settings) as reader:
-        letters = sum(end - start for start, end in (
-            reader.bounds(PAYMENTS_DEAD_LETTERS, shard) for shard in range(PAYMENTS_DEAD_LETTERS.partitions)
-        ))  # fmt: skip
-    check("nothing was set aside", letters)
-    check("daily totals in Postgres are what payments add up to", _totals_wrong(settings, found))
-    wait_until(lambda: not _days_wrong(settings), SETTLE_SECONDS, "Cassandra has every payment of each account and day")
-    check("Cassandra has every payment of each account and day", _days_wrong(settings))
-    parts.require_alive()
-    with FlinkRest(parts.servers_settings) as flink:
-        names = {settings.kafka_topic(name): False for name in ("ledger", "payments", "fraud")}
-        names |= {job.name: True for job in flink.jobs() if job.is_serving and job.name in names}
-    check("every job runs", [name for name, runs in names.items() if not runs])
+        raise DeploymentError(f"Postgres: {error}") from error
 
 
 def _endings(settings: Settings) -> Counter[tuple[int, int]]:
@@ -390,16 +433,3 @@ def _days_wrong(settings: Settings) -> list[str]:
         for key in sorted(found.keys() | expected.keys())
         if found.get(key) != expected.get(key)
     ][:20]
-
-
-def drop(settings: Settings) -> None:
-    """Delete topics, database and keyspace of an environment."""
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap})
-    for deleted in admin.delete_topics([settings.kafka_topic(name) for name in TOPICS]).values():
-        deleted.exception()
-    with psycopg.connect(postgres_conninfo(settings, database="postgres"), autocommit=True) as connection:
-        connection.execute(
-            SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(settings.postgres_database))
-        )
-    with cassandra_session(settings, keyspace=False) as session:
-        session.execute(f'DROP KEYSPACE IF EXISTS "{settings.cassandra_keyspace}"')

@@ -18,15 +18,17 @@ from uuid import uuid4
 import aiohttp
 import psycopg
 
-from api.auth import issue_token
-from api.clients import ClientStore
-from api.keys import KeyStore
-from bench.soak_payments_parts import PaymentsParts, wait_until
-from infra.settings import Settings
+from bench.deployment import Deployment, token
+from bench.receivers import Receivers
 from infra.stores import postgres_conninfo
+from jobs.payments_clock import send_command
+from pipelines.catalogue import PAYMENTS_SHARDS
 from pipelines.errors import StreambankError
 
-__all__ = ["FUNDS", "LEDGERS", "PAYEES", "PAYERS", "SCREENED", "Clients", "Load", "LoadError"]
+__all__ = [
+    "BANK", "FUNDS", "LEDGERS", "PAYEES", "PAYERS", "POOR", "RULES", "SCOPES", "SCREENED", "LoadError", "PaymentsLoad",
+    "set_rules",
+]  # fmt: skip
 
 LEDGERS: Final = (700, 701, 702, 703)
 """One in each shard."""
@@ -46,6 +48,7 @@ RULES: Final = (
     ' "action": "block"}]}'
 )
 HOLD_SECONDS: Final = 8
+REVIEW_SECONDS: Final = 5.0
 WAIT_SECONDS: Final = 20
 PATIENCE_SECONDS: Final = 180.0
 """How long a client repeats a request that nobody answers."""
@@ -59,37 +62,17 @@ class LoadError(StreambankError):
     """The load met what must not be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
-    """Access to the API of running parts."""
-
-    settings: Settings
-    token: str
-
-    @staticmethod
-    def of(parts: PaymentsParts, seconds: int = 86_400) -> Clients:
-        """A client with every scope that the soak needs, and a token that outlasts it."""
-        settings = parts.settings
-        client, _ = ClientStore(settings.secrets_dir / "clients.json").add("soak", SCOPES)
-        token = issue_token(
-            KeyStore(settings.secrets_dir / "keys", seconds), client, client.scopes, issuer=settings.api_url,
-            audience="streambank", seconds=seconds,
-        )  # fmt: skip
-        return Clients(settings, token)
-
-    def session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self.token}"}, connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS + 20),
-        )  # fmt: skip
+def set_rules(deployment: Deployment, ledger: int, **rules: Any) -> None:
+    """Set the payments' rules of a ledger."""
+    send_command(deployment.settings, ledger % PAYMENTS_SHARDS, {"type": "PaymentRules", "ledger": ledger, **rules})
 
 
 @dataclass(slots=True)
-class Load:
+class PaymentsLoad:
     """``accepted``: (ledger, payment id) of what was answered 201 or 202. ``given_up`` were never answered for good."""
 
-    clients: Clients
-    parts: PaymentsParts
+    deployment: Deployment
+    receivers: Receivers
     rate: float
     accepted: set[tuple[int, int]] = field(default_factory=set)
     sent: int = 0
@@ -97,6 +80,7 @@ class Load:
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     stopping: bool = False
+    _token: str = ""
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
     _run: str = field(default_factory=lambda: uuid4().hex[:12])
@@ -105,8 +89,9 @@ class Load:
 
     def prepare(self) -> None:
         """Accounts with money, rules of screening, and the customers' endpoints."""
+        self._token = token(self.deployment.settings, SCOPES)
         asyncio.run(self._prepare())
-        self.parts.rules(SCREENED, screening="stream", screening_seconds=5)
+        set_rules(self.deployment, SCREENED, screening="stream", screening_seconds=5)
 
     def start(self) -> None:
         def run() -> None:
@@ -118,11 +103,15 @@ class Load:
         self._thread = threading.Thread(target=run, name="load", daemon=True)
         self._thread.start()
 
-    def flows_on(self, payments: int, seconds: float = 240) -> None:
-        """Wait until so many more payments are accepted. Raises `LoadError` or `PartsError`."""
-        wanted = len(self.accepted) + payments
-        wait_until(lambda: len(self.accepted) >= wanted or self._error, seconds, f"{payments} more payments accepted")
-        self._require_no_error()
+    @property
+    def progress(self) -> int:
+        """Payments accepted."""
+        return len(self.accepted)
+
+    @property
+    def is_over(self) -> bool:
+        """Never by itself."""
+        return False
 
     def finish(self) -> None:
         """Start nothing new, and wait until every client has its answers."""
@@ -131,13 +120,20 @@ class Load:
             self._thread.join(2 * PATIENCE_SECONDS)
             if self._thread.is_alive():
                 raise LoadError("the load did not end")
-        self._require_no_error()
+        self.require_no_error()
 
-    def _require_no_error(self) -> None:
+    def require_no_error(self) -> None:
+        """Raises what went wrong."""
         if self._error is not None:
             raise self._error
 
     # --- requests
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._token}"}, connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=WAIT_SECONDS + 20),
+        )  # fmt: skip
 
     async def _ask(self, http: aiohttp.ClientSession, path: str, key: str, body: Any, wait: int = 0) -> tuple[int, Any]:
         """Status and body of the first answer that is one for good; (0, None) if none came for too long."""
@@ -146,7 +142,7 @@ class Load:
         while time.monotonic() < deadline:
             pause = 0.5
             try:
-                async with http.post(f"{self.clients.settings.api_url}{path}", json=body, headers=headers) as answer:
+                async with http.post(f"{self.deployment.settings.api_url}{path}", json=body, headers=headers) as answer:
                     found = await answer.json(content_type=None)
                     problem = str(found.get("type", "")).rpartition("/")[2] if answer.status >= 400 else ""
                     self.answers[f"{answer.status} {problem}".strip()] += 1
@@ -172,7 +168,7 @@ class Load:
              "amount": FUNDS, "ledger": ledger, "code": 9}
             for ledger in LEDGERS for account in PAYERS
         ]  # fmt: skip
-        async with self.clients.session() as http:
+        async with self._session() as http:
             for key, events in (("accounts", accounts), ("funds", funds)):
                 status, found = await self._ask(http, "/v1/ledger/events", key, events, WAIT_SECONDS)
                 if status not in (200, 201, 202):
@@ -180,7 +176,7 @@ class Load:
             for customer in range(1, CUSTOMERS + 1):
                 path = f"/{customer}"
                 for channel, address in (
-                    ("webhook", self.parts.receivers.url + path), ("email", f"customer-{customer}@example.com"),
+                    ("webhook", self.receivers.url + path), ("email", f"customer-{customer}@example.com"),
                 ):  # fmt: skip
                     body = {"customer": str(customer), "channel": channel, "address": address}
                     status, found = await self._ask(http, "/v1/notifications/endpoints", f"{customer}{channel}", body)
@@ -189,13 +185,13 @@ class Load:
                     if status != 201:
                         raise LoadError(f"the endpoint of customer {customer} was not made: {status} {found}")
                     if channel == "webhook":
-                        self.parts.receivers.secrets[path] = found["secret"]
+                        self.receivers.secrets[path] = found["secret"]
 
     # --- payments
 
     async def _pay(self) -> None:
-        async with self.clients.session() as http:
-            running: set[asyncio.Task[None]] = set()
+        async with self._session() as http:
+            running: set[asyncio.Task[None]] = {asyncio.create_task(self._review_now_and_then(http))}
             start = time.monotonic()
             number = 0
             while not self.stopping:
@@ -250,18 +246,30 @@ class Load:
 
     def review(self) -> int:
         """Decide about every payment that Postgres shows in review, half of them well; returns how many there were."""
-        try:
-            with psycopg.connect(postgres_conninfo(self.clients.settings)) as connection:
-                query = "SELECT payment_id, ledger FROM payments WHERE status = 'IN_REVIEW'"
-                waiting = connection.execute(query).fetchall()
-        except psycopg.OperationalError:
-            return 0  # away at the moment; who waits is decided about the next time
-        if waiting:
-            asyncio.run(self._review([(int(payment), int(ledger)) for payment, ledger in waiting]))
+
+        async def review() -> int:
+            async with self._session() as http:
+                return await self._review(http)
+
+        return asyncio.run(review())
+
+    async def _review_now_and_then(self, http: aiohttp.ClientSession) -> None:
+        while not self.stopping:
+            await self._review(http)
+            await asyncio.sleep(REVIEW_SECONDS)
+
+    async def _review(self, http: aiohttp.ClientSession) -> int:
+        waiting = await asyncio.to_thread(self._in_review)
+        for payment, ledger in waiting:
+            body = {"ledger": ledger, "approved": payment % 2 == 0}
+            await self._ask(http, f"/v1/payments/{payment}/review", f"review-{payment}", body, WAIT_SECONDS)
         return len(waiting)
 
-    async def _review(self, waiting: list[tuple[int, int]]) -> None:
-        async with self.clients.session() as http:
-            for payment, ledger in waiting:
-                body = {"ledger": ledger, "approved": payment % 2 == 0}
-                await self._ask(http, f"/v1/payments/{payment}/review", f"review-{payment}", body, WAIT_SECONDS)
+    def _in_review(self) -> list[tuple[int, int]]:
+        """(payment id, ledger)"""
+        try:
+            with psycopg.connect(postgres_conninfo(self.deployment.settings)) as connection:
+                query = "SELECT payment_id, ledger FROM payments WHERE status = 'IN_REVIEW'"
+                return [(int(payment), int(ledger)) for payment, ledger in connection.execute(query)]
+        except psycopg.OperationalError:
+            return []  # away at the moment; who waits is decided about the next time

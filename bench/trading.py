@@ -186,9 +186,7 @@ def _running_api(environment: Settings) -> Iterator[tuple[str, str]]:
                 "producer_keys_file": str(environment.producer_keys_path),
             }
         )
-        variables = {
-            f"STREAMBANK_{name.upper()}": str(value) for name, value in own.model_dump(exclude_none=True).items()
-        }
+        variables = own.variables()
         limits = {"STREAMBANK_API_TOKEN_SECONDS": "3600", "STREAMBANK_API_WORKERS": "1",
                   "STREAMBANK_API_GRPC_PORT": str(grpc_port)}  # fmt: skip
         client = ClientStore(own.secrets_dir / "clients.json").add("bench", ["orders:write"], accounts=["*"])

@@ -161,7 +161,7 @@ def _run_client(submission: Submission, config: Settings) -> str:
         arguments.append(f"-D{key}={value}")
     arguments += ["--python", str(submission.file)]
     environment = {key: value for key, value in {**os.environ, **cluster.environment()}.items() if value is not None}
-    environment |= _settings_variables(config)
+    environment |= config.variables()
     environment["JVM_ARGS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # it lives for seconds
     try:
         done = subprocess.run(
@@ -182,11 +182,6 @@ def _run_client(submission: Submission, config: Settings) -> str:
     if done.returncode != 0 or found is None:
         raise SubmitError(f"the Flink client failed:\n{_client_error(done.stdout + done.stderr)}")
     return found[1]
-
-
-def _settings_variables(config: Settings) -> dict[str, str]:
-    """The settings as the environment variables that the job file's process reads them from."""
-    return {f"STREAMBANK_{name.upper()}": str(value) for name, value in config.model_dump().items()}
 
 
 def _client_error(output: str) -> str:

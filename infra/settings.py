@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     def kafka_bootstrap(self) -> str:
         return f"{self.host}:{self.kafka_port}"
 
+    def variables(self) -> dict[str, str]:
+        """The environment variables from which another process reads the same settings; unset ones are left out."""
+        return {
+            f"STREAMBANK_{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None
+        }
+
     def kafka_topic(self, topic: str) -> str:
         """The broker's name of a catalogue topic (or of a consumer group) in this environment."""
         return f"{self.topic_prefix}{topic}"

@@ -201,12 +201,9 @@ class _Demo:
         self._start("sink-cassandra", "sink", "cassandra")
 
     def _start(self, name: str, *arguments: str) -> None:
-        from infra.settings import PROJECT_ROOT
-        from infra.stack.process import Command
+        from infra.stack.process import streambank_command
 
-        environment = {f"STREAMBANK_{key.upper()}": str(value) for key, value in self.config.model_dump().items()}
-        command = (sys.executable, "-c", "from infra.cli import main; main()", *arguments)
-        self.children[name].start(Command(command, environment=environment, working_directory=PROJECT_ROOT))
+        self.children[name].start(streambank_command(self.config, *arguments))
 
     # --- waiting
 

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,9 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Command", "ServerProcess"]
+from infra.settings import PROJECT_ROOT, Settings
+
+__all__ = ["Command", "ServerProcess", "streambank_command"]
 
 START_TIME_TOLERANCE_SECONDS = 1.0
 LOG_KEPT_BYTES = 8 << 20
@@ -39,6 +42,15 @@ class Command:
     working_directory: Path | None = None
     user_id: int | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+
+
+def streambank_command(settings: Settings, *arguments: str, variables: Mapping[str, str] | None = None) -> Command:
+    """`streambank ARGUMENTS` in this interpreter, with these settings and further ``variables``."""
+    return Command(
+        (sys.executable, "-c", "from infra.cli import main; main()", *arguments),
+        environment={**settings.variables(), **(variables or {})},
+        working_directory=PROJECT_ROOT,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ State lives in ``<data_dir>/<name>`` and survives down and up. All servers liste
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -23,10 +25,10 @@ from typing import ClassVar, Self
 import psutil
 
 from infra.settings import Settings
-from infra.stack.errors import PortTakenError, ServerFailedError
+from infra.stack.errors import PortTakenError, ServerFailedError, StackError
 from infra.stack.process import Command, ServerProcess
 
-__all__ = ["Port", "Server", "ServerStatus", "is_taken", "listener_on"]
+__all__ = ["FreePorts", "Port", "Server", "ServerStatus", "is_taken", "listener_on"]
 
 POLL_SECONDS = 0.1
 LOG_LINES_IN_ERRORS = 15
@@ -235,6 +237,25 @@ class Server(ABC):
                     f"{self.name}: port {port.number} ({port.purpose}) is taken by {listener_on(port.number)}; "
                     f"stop it, or choose another port with {port.variable}"
                 )
+
+
+class FreePorts:
+    """Hands out ports that nobody listens on, each once: a server may start long after it got its own.
+
+    ``candidates`` should lie below the range from which outgoing connections take theirs (32768 on Linux).
+    """
+
+    def __init__(self, candidates: Iterable[int]) -> None:
+        ports = list(candidates)
+        random.shuffle(ports)
+        self._left = iter(ports)
+
+    def take(self, count: int, host: str = "127.0.0.1") -> list[int]:
+        """So many ports. Raises `StackError` when none are left."""
+        ports = list(islice((port for port in self._left if not is_taken(host, port)), count))
+        if len(ports) < count:
+            raise StackError(f"{count} free ports were asked for, {len(ports)} are left")
+        return ports
 
 
 def is_taken(host: str, port: int) -> bool:

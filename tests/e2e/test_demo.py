@@ -14,8 +14,7 @@ import pytest
 
 from infra.settings import Settings
 from infra.stack.stack import Stack
-from tests.support.deployment import STREAMBANK
-from tests.support.stack import private_settings, variables, wait_until
+from tests.support.stack import STREAMBANK, private_settings, variables, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 

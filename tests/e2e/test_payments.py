@@ -16,9 +16,20 @@ import httpx
 import psycopg
 import pytest
 
-from bench.soak_payments import quick_faults, soak
-from bench.soak_payments_load import LEDGERS, PAYEES, PAYERS, POOR, RULES, SCREENED, Clients, Load
-from bench.soak_payments_parts import PaymentsParts, Receivers
+from bench.deployment import Deployment, free_ports, token
+from bench.receivers import Receivers
+from bench.soak_payments import PaymentsSoak, payments_deployment, quick_faults
+from bench.soak_payments_load import (
+    LEDGERS,
+    PAYEES,
+    PAYERS,
+    POOR,
+    RULES,
+    SCOPES,
+    SCREENED,
+    PaymentsLoad,
+    set_rules,
+)
 from infra.settings import Settings
 from infra.stores import postgres_conninfo
 from jobs.fraud_rules import publish_rules
@@ -48,21 +59,28 @@ CUSTOMER = 1
 """Has a webhook and an e-mail address."""
 
 
+MODEL_PORT = free_ports(1)[0]
+
+
 @pytest.fixture(scope="module")
-def parts(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaymentsParts]:
+def receivers() -> Iterator[Receivers]:
+    with Receivers() as receivers:
+        yield receivers
+
+
+@pytest.fixture(scope="module")
+def parts(stack: PrivateStack, receivers: Receivers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     environment = stack.environment(*(kind.name for kind in SERVER_TYPES))
     directory = tmp_path_factory.mktemp("parts")
-    with Receivers() as receivers, PaymentsParts(environment, directory, receivers, api_workers=1) as running:
+    with payments_deployment(environment, directory, receivers, MODEL_PORT, api_workers=1, say=print) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(parts: PaymentsParts) -> Iterator[httpx.Client]:
-    clients = Clients.of(parts)
-    Load(clients, parts, 1).prepare()
-    with httpx.Client(
-        base_url=parts.settings.api_url, timeout=90, headers={"Authorization": f"Bearer {clients.token}"}
-    ) as http:
+def client(parts: Deployment, receivers: Receivers) -> Iterator[httpx.Client]:
+    PaymentsLoad(parts, receivers, 1).prepare()
+    headers = {"Authorization": f"Bearer {token(parts.settings, SCOPES)}"}
+    with httpx.Client(base_url=parts.settings.api_url, timeout=90, headers=headers) as http:
         # the first payment pays for what every process on its way compiles
         for ledger in LEDGERS[:2]:
             first = post(http, "/v1/payments", f"first-{ledger}", payment(ledger=ledger, payee_account_id=PAYEES[9]), 0)
@@ -164,10 +182,10 @@ def pages(client: httpx.Client, path: str, place: dict[str, Any], following: str
 
 
 def test_screening_decides_and_tells_and_what_it_did_not_know_is_decided_later(
-    parts: PaymentsParts, client: httpx.Client, tmp_path: Path
+    parts: Deployment, receivers: Receivers, client: httpx.Client, tmp_path: Path
 ) -> None:
     publish_rules(parts.settings, RULES, author="test", note="")
-    parts.rules(SCREENED, screening="stream", screening_seconds=600)
+    set_rules(parts, SCREENED, screening="stream", screening_seconds=600)
 
     def pay(key: str, amount: int) -> dict[str, Any]:
         """The payment when it has come to rest."""
@@ -188,8 +206,7 @@ def test_screening_decides_and_tells_and_what_it_did_not_know_is_decided_later(
     assert (unknown["status"], unknown["reason"]) == ("IN_REVIEW", "fraud_unknown")
     told = wait_until(lambda: messages(parts.settings, "fraud.alert"), 120, "the customer is told of the alert")
     assert {customer for _, customer in told} == {str(CUSTOMER)}
-    received = parts.receivers
-    wait_until(lambda: {name for name, _ in told} <= received.mails.keys() & received.hooks.keys(), 60, "by all ways")
+    wait_until(lambda: {name for name, _ in told} <= receivers.mails.keys() & receivers.hooks.keys(), 60, "by all ways")
 
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "artifacts")
     train_and_register(
@@ -202,7 +219,7 @@ def test_screening_decides_and_tells_and_what_it_did_not_know_is_decided_later(
         answer = client.get(f"/v1/payments/{unknown['payment_id']}", params={"ledger": SCREENED})
         return [event["cause"] for event in answer.json()["timeline"]]
 
-    with FaultyModelServer(registry, parts.model_port):
+    with FaultyModelServer(registry, MODEL_PORT):
         decided = {"approved", "fraud_blocked", "review_wanted"}
         wait_until(lambda: decided & set(causes()), 120, "the model's second decision came to the payment")
     assert causes()[:3] == ["created", "validated", "screening_unknown"]
@@ -216,27 +233,32 @@ def messages(settings: Settings, kind: str) -> list[tuple[str, str]]:
 
 
 def test_every_payment_ends_once_and_is_told_whatever_dies(
-    parts: PaymentsParts, client: httpx.Client, stack: PrivateStack
+    parts: Deployment, receivers: Receivers, client: httpx.Client, stack: PrivateStack
 ) -> None:
     servers = {kind.name: stack.get(kind) for kind in SERVER_TYPES}
     # the rest, and every server away, is `streambank soak payments`: it takes minutes
-    report = soak(parts, servers, rate=6, faults=lambda *all_: quick_faults(*all_)[:3], payments_between=12)
+    soak = PaymentsSoak(
+        parts, servers, receivers, rate=6, faults=lambda *all_: quick_faults(*all_)[:4], payments_between=12, say=print
+    )
+    report = soak.run()
     assert report.ok, [check for check in report.checks if not check.ok]
-    assert not report.given_up, report.answers
-    assert report.accepted > 100
-    told = report.reconciliation["notifications"]
+    assert not soak.load.given_up, report.answers
+    assert report.figures["payments accepted"] > 100
+    told = report.more["reconciliation"]["notifications"]
     assert told["wanted"] > 100
     assert told["dead"] == told["dead_with_endpoint"] == 0
-    assert report.webhooks > 20
-    assert report.mails > 20
-    statuses = report.reconciliation["statuses"]
+    assert report.figures["webhooks"] > 20
+    assert report.figures["e-mails"] > 20
+    statuses = report.more["reconciliation"]["statuses"]
     assert {"COMPLETED", "FAILED", "BLOCKED", "EXPIRED", "CANCELLED", "PARTIALLY_REFUNDED"} <= statuses.keys()
 
 
-def test_reconciliation_finds_what_is_wrong_with_notifications(parts: PaymentsParts, client: httpx.Client) -> None:
+def test_reconciliation_finds_what_is_wrong_with_notifications(
+    parts: Deployment, receivers: Receivers, client: httpx.Client
+) -> None:
     made = post(client, "/v1/payments", "told", payment(customer_id=CUSTOMER)).json()
     name = f"payment-{LEDGERS[0] % 4}-{made['payment_id']}-{made['version']}"
-    wait_until(lambda: parts.receivers.mails[name] and parts.receivers.hooks[name], 60, "the customer is told")
+    wait_until(lambda: receivers.mails[name] and receivers.hooks[name], 60, "the customer is told")
 
     def found() -> tuple[list[str], Any]:
         report = reconcile(parts.settings, notifications=True, patience_seconds=0)

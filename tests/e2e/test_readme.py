@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.deployment import Deployment
+from bench.soak_ledger import ledger_deployment
 from infra.settings import PROJECT_ROOT, Settings
-from tests.support.deployment import Deployment
 from tests.support.stack import PrivateStack, variables
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -35,18 +36,18 @@ def environment(stack: PrivateStack) -> Settings:
 
 @pytest.fixture(scope="module")
 def deployment(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with Deployment(environment, tmp_path_factory.mktemp("services"), api_workers=1) as running:
+    with ledger_deployment(environment, tmp_path_factory.mktemp("services"), api_workers=1) as running:
         yield running
 
 
 def test_background_commands_are_those_that_the_tests_run(tmp_path: Path) -> None:
     listed = [line.split()[1:] for background, body in blocks() if background for line in body.splitlines()]
-    tested = [service.arguments for service in Deployment(Settings(), tmp_path).services]
+    tested = list(ledger_deployment(Settings(), tmp_path).arguments.values())
     assert [words[:2] for words in listed] == [list(words[: len(listed[i])]) for i, words in enumerate(tested)]
 
 
 def test_every_command_runs(deployment: Deployment, tmp_path: Path) -> None:
-    environment = deployment.environment
+    environment = deployment.settings
     script = "set -eu -o pipefail\n" + "\n".join(body for background, body in blocks() if not background)
     script = script.replace("http://127.0.0.1:8080", environment.api_url).replace("/tmp/", f"{tmp_path}/")  # noqa: S108
     script = script.replace("streambank submit ledger\n", "")  # the deployment has; a second one is refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,8 @@ from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.shard import Shard
 from pipelines.wire import unwrap
-from tests.support.deployment import Service
-from tests.support.stack import free_ports, wait_until
+from tests.support.api_server import running_api
+from tests.support.stack import STREAMBANK, variables
 
 pytestmark = pytest.mark.stack
 
@@ -141,22 +142,8 @@ def test_kafka_load_without_schemas_says_what_to_do(kafka: Kafka, registry: Regi
 
 @pytest.fixture
 def api(provisioned: Settings, valkey: Valkey, tmp_path: Path) -> Iterator[Settings]:
-    environment = provisioned.model_copy(update={"api_port": free_ports(1)[0]})
-    service = Service(environment, tmp_path, "api", "api", "--workers", "1")
-    service.start()
-    try:
-
-        def ready() -> bool:
-            service.require_alive()
-            import httpx
-
-            answer = httpx.get(f"{environment.api_url}/health/ready", timeout=5, trust_env=False)
-            return answer.status_code == 200
-
-        wait_until(ready, 120, "the api is ready")
-        yield environment
-    finally:
-        service.stop()
+    with running_api(provisioned, tmp_path / "api", workers=1) as running:
+        yield running.environment
 
 
 def test_api_load_is_complete_and_every_acknowledged_payment_is_in_the_log(api: Settings, plan: LoadPlan) -> None:
@@ -183,12 +170,11 @@ def test_api_load_is_complete_and_every_acknowledged_payment_is_in_the_log(api: 
 
 def test_command_line_prints_a_result_as_json(provisioned: Settings, tmp_path: Path) -> None:
     output = tmp_path / "load.json"
-    service = Service(
-        provisioned, tmp_path, "load", "load", "--via", "kafka", "--rate", "0", "--seconds", "0", "--count", "2000",
-        "--json", str(output),
+    done = subprocess.run(
+        [STREAMBANK, "load", "--via", "kafka", "--rate", "0", "--seconds", "0", "--count", "2000", "--json", output],
+        env=variables(provisioned), capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
-    service.start()
-    assert service.process.wait(180) == 0, service.log_file.read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(output.read_text())
     assert result["acknowledged_events"] == result["planned_events"] == 2000
     assert result["via"] == "kafka"

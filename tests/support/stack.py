@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
@@ -28,13 +26,14 @@ from infra.stack.flink import Flink
 from infra.stack.kafka import Kafka
 from infra.stack.postgres import Postgres, create_database
 from infra.stack.registry import Registry
-from infra.stack.server import Server, is_taken
+from infra.stack.server import FreePorts, Server
 from infra.stack.valkey import Valkey
 from tests.support.waiting import wait_until
 
-__all__ = ["PrivateStack", "free_ports", "variables", "wait_until"]
+__all__ = ["STREAMBANK", "PrivateStack", "free_ports", "variables", "wait_until"]
 
 SERVER_TYPES: tuple[type[Server], ...] = (Kafka, Registry, Postgres, Cassandra, Valkey, Flink)
+STREAMBANK = Path(sys.executable).with_name("streambank")
 PORT_FIELDS = [name for name in Settings.model_fields if name.endswith("_port")]
 
 WATCHDOG = """
@@ -48,25 +47,14 @@ Stack(Settings()).down()
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 
-def _candidates() -> Iterator[int]:
-    """Ports below the range from which outgoing connections take theirs, each once; test workers that run side by side
-    draw from different ones."""
+def _free_ports() -> FreePorts:
+    """Test workers that run side by side draw from different ports."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ports = list(range(15_000 + worker, 20_000, workers))
-    random.Random().shuffle(ports)
-    return iter(ports)
+    return FreePorts(range(15_000 + worker, 20_000, workers))
 
 
-_CANDIDATES = _candidates()
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nobody listens on, and that nobody was given before: a server may start long after it got its own."""
-    ports = list(itertools.islice((port for port in _CANDIDATES if not is_taken(host, port)), count))
-    if len(ports) < count:
-        raise RuntimeError(f"{count} free ports were asked for, {len(ports)} are left between 15000 and 20000")
-    return ports
+free_ports = _free_ports().take
 
 
 def private_settings(directory: Path) -> Settings:
@@ -82,12 +70,7 @@ def private_settings(directory: Path) -> Settings:
 
 def variables(environment: Settings) -> dict[str, str]:
     """The settings as STREAMBANK_ variables over this process's environment, for subprocesses."""
-    values = {
-        f"STREAMBANK_{name.upper()}": str(value)
-        for name, value in environment.model_dump().items()
-        if value is not None
-    }
-    return {**os.environ, **values}
+    return {**os.environ, **environment.variables()}
 
 
 class PrivateStack:

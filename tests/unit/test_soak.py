@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bench.soak import WANTED_RESULTS, SoakOptions, plan_kills
-from bench.soak_load import FRAME_TRANSFERS, Gate, account_rows, funding_rows, transfer_rows
+from bench.soak import Fault, Moments, Rounds
+from bench.soak_ledger import WANTED_RESULTS, SoakOptions, plan_kills
+from bench.soak_ledger_load import FRAME_TRANSFERS, Gate, account_rows, funding_rows, transfer_rows
 from jobs.inprocess import InProcess
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, PIPELINES
 from pipelines.codec import codec_of
@@ -65,3 +66,20 @@ def test_the_gate_lets_nobody_run_ahead() -> None:
     gate.seen(sent=10, waiting=4)  # six of ten are applied everywhere
     assert gate.wait(15, 0)
     assert not gate.wait(16, 0)
+
+
+def test_moments_are_met_in_order_and_rounds_let_the_load_go_on_in_between() -> None:
+    one, two = (Fault(name, (), lambda: None) for name in ("one", "two"))
+    moments = Moments([(10, one), (10, two), (20, one)])
+    assert moments.due(9, 0) is None
+    assert [moments.due(10, under_way) for under_way in range(3)] == [one, two, None]
+    assert moments.due(25, 2) is one
+    assert moments.is_over
+
+    rounds = Rounds(lambda: [one, two], between=5)
+    assert [rounds.due(0, 0), rounds.due(4, 0), rounds.due(5, 0), rounds.due(50, 1)] == [None, None, one, None]
+    assert [rounds.due(50, 0), rounds.due(54, 0), rounds.due(55, 0)] == [None, None, two]
+    assert [rounds.due(60, 0), rounds.due(64, 0)] == [None, None]
+    assert not rounds.is_over
+    assert rounds.due(65, 0) is None
+    assert rounds.is_over

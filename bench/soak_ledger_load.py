@@ -1,4 +1,4 @@
-"""What a soak sends straight to Kafka: transfers of every kind in frames, each a function of seed, shard and number.
+"""What a soak of the ledger sends to Kafka: transfers of every kind in frames, functions of seed, shard and number.
 
 A frame of 500 transfers has plain ones, reservations (half of them with a time-out of seconds), posts and voids of the
 reservations of an earlier frame, and linked chains. A few accounts have little money, or may only be credited up to

@@ -6,6 +6,8 @@ receiver of webhooks. `streambank soak payments` goes on for longer, and takes e
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -40,7 +42,7 @@ from models.fraud_training import Recipe
 from models.fraud_workflow import train_and_register
 from models.simulator import simulate
 from tests.support.fraud_scoring import FaultyModelServer
-from tests.support.stack import SERVER_TYPES, PrivateStack
+from tests.support.stack import SERVER_TYPES, STREAMBANK, PrivateStack, variables
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -223,6 +225,21 @@ def test_screening_decides_and_tells_and_what_it_did_not_know_is_decided_later(
         decided = {"approved", "fraud_blocked", "review_wanted"}
         wait_until(lambda: decided & set(causes()), 120, "the model's second decision came to the payment")
     assert causes()[:3] == ["created", "validated", "screening_unknown"]
+
+
+def test_the_load_of_card_transactions_is_decided_to_the_last(
+    parts: Deployment, client: httpx.Client, tmp_path: Path
+) -> None:
+    output = tmp_path / "load.json"
+    done = subprocess.run(
+        [STREAMBANK, "load", "--profile", "fraud", "--rate", "20", "--count", "60", "--json", output],
+        env=variables(parts.settings), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    assert result["acknowledged_events"] == result["planned_events"] == 60
+    assert sum(result["outcomes"].values()) == 60
+    assert set(result["outcomes"]) <= {"approve", "review", "block"}
 
 
 def messages(settings: Settings, kind: str) -> list[tuple[str, str]]:

@@ -82,6 +82,15 @@ def test_options_become_flink_keys_and_nothing_is_set_that_was_not_given(tmp_pat
     }
 
 
+def test_another_process_reads_the_same_settings_and_none_that_is_not_set(tmp_path, monkeypatch):
+    ours = Settings(data_dir=tmp_path, kafka_port=1234, webhook_allow_http=True)
+    assert ours.settlement_file is None
+    for name, value in ours.variables().items():
+        monkeypatch.setenv(name, value)
+    assert "STREAMBANK_SETTLEMENT_FILE" not in os.environ
+    assert Settings() == ours
+
+
 def test_an_unknown_pipeline_is_refused_with_those_there_are():
     with pytest.raises(SubmitError, match=r"no pipeline 'x'; there are: .*ledger"):
         job_file("x")

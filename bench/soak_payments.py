@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +62,7 @@ from pipelines.payments.states import SETTLED, UNSETTLED_END
 from pipelines.signatures import HEADER
 from pipelines.wire import unwrap, wrap
 
-__all__ = ["OUTAGE_SECONDS", "PaymentsSoak", "all_faults", "payments_deployment", "quick_faults"]
+__all__ = ["OUTAGE_SECONDS", "Messages", "PaymentsSoak", "all_faults", "payments_deployment", "quick_faults"]
 
 OUTAGE_SECONDS: Final = 10.0
 HELD_BACK_SECONDS: Final = 4.0
@@ -115,90 +116,96 @@ def payments_deployment(
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def all_faults(deployment: Deployment, servers: Servers, random_: random.Random) -> list[Fault]:
+def all_faults(deployment: Deployment, servers: Servers, messages: Messages) -> list[Fault]:
     """A round of everything: each process and each server killed, each server away, messages again and out of order."""
     faults = list(part_faults(deployment, servers).values())
     faults += [outage(deployment, [server], OUTAGE_SECONDS) for server in servers.values()]
-    faults += [_again(deployment, random_), _out_of_order(deployment, random_)]
-    random_.shuffle(faults)
+    faults += [messages.come_again(), messages.come_out_of_order(deployment)]
+    messages.chance.shuffle(faults)
     return faults
 
 
-def quick_faults(deployment: Deployment, servers: Servers, random_: random.Random) -> list[Fault]:
+def quick_faults(deployment: Deployment, servers: Servers, messages: Messages) -> list[Fault]:
     """The same in about a minute: processes in two lots, messages, all stores away together, then Kafka."""
     names = list(deployment.processes)
     stores = [server for name, server in servers.items() if name not in ("kafka", "flink")]
     return [
         kill_processes(deployment, "every other process", names[1::2]),
-        _out_of_order(deployment, random_),
-        _again(deployment, random_),
+        messages.come_out_of_order(deployment),
+        messages.come_again(),
         part_faults(deployment, servers)["taskmanager"],
         outage(deployment, stores, OUTAGE_SECONDS),
         kill_processes(deployment, "the other processes", names[::2]),
         outage(deployment, [servers["kafka"]], OUTAGE_SECONDS),
-        _again(deployment, random_),
+        messages.come_again(),
     ]
 
 
-def _again(deployment: Deployment, random_: random.Random) -> Fault:
-    return Fault("messages again", (), lambda: send_again(deployment.settings, random_))
+@dataclass(slots=True)
+class Messages:
+    """Sends messages again and in another order, as ``chance`` has it; ``again`` and ``out_of_order`` count them."""
 
+    settings: Settings
+    chance: random.Random
+    again: int = 0
+    out_of_order: int = 0
 
-def send_again(settings: Settings, random_: random.Random, *, last: int = 200, chosen: int = 40) -> int:
-    """Send messages again: some of the last of topics with many writers, in any order, and the last frames of topics
-    that one job writes, in theirs, as after a restore. Returns how many."""
-    records: list[tuple[str, int, bytes, bytes | None]] = []
-    with TopicReader(settings) as reader:
-        for topic in (
-            PAYMENTS_COMMANDS, LEDGER_COMMANDS, FRAUD_TRANSACTIONS, NOTIFICATION_REQUESTS, PAYMENTS_EVENTS,
-            LEDGER_RESULTS,
-        ):  # fmt: skip
-            for shard in range(topic.partitions):
-                start, end = reader.bounds(topic, shard)
-                found = list(reader.read(topic, shard, max(start, end - last), end))
-                again = found[-5:] if topic.writers == "one job" else random_.sample(found, min(chosen, len(found)))
-                records += [(topic.name, shard, record.value or b"", record.signature) for record in again]
-    _send(settings, records)
-    return len(records)
+    def come_again(self) -> Fault:
+        """Some of the last messages of topics with many writers, in any order, and the last frames of topics that one
+        job writes, in theirs, as after a restore."""
+        return Fault("messages again", (), self._send_again)
 
+    def come_out_of_order(self, deployment: Deployment) -> Fault:
+        """Relays are away while work for them piles up; then their commands are delivered for the first time, all in
+        an order of their own, and the relays come back and send them once more."""
+        killed = kill_processes(deployment, "messages out of order", [f"sink-{name}" for name in SHUFFLED_RELAYS])
 
-def _out_of_order(deployment: Deployment, random_: random.Random) -> Fault:
-    """Relays are away while work for them piles up; then their commands are delivered for the first time, all in an
-    order of their own, and the relays come back and send them once more."""
-    names = [f"sink-{name}" for name in SHUFFLED_RELAYS]
-    killed = kill_processes(deployment, "messages out of order", names)
+        def end() -> None:
+            for name in SHUFFLED_RELAYS:
+                self._relay_shuffled(name)
+            killed.end()
 
-    def end() -> None:
-        for name in SHUFFLED_RELAYS:
-            relay_shuffled(deployment.settings, name, random_)
-        killed.end()
+        return Fault(killed.name, killed.groups, killed.begin, end, HELD_BACK_SECONDS)
 
-    return Fault(killed.name, killed.groups, killed.begin, end, HELD_BACK_SECONDS)
+    def _send_again(self, last: int = 200, chosen: int = 40) -> None:
+        records: list[tuple[str, int, bytes, bytes | None]] = []
+        with TopicReader(self.settings) as reader:
+            for topic in (
+                PAYMENTS_COMMANDS, LEDGER_COMMANDS, FRAUD_TRANSACTIONS, NOTIFICATION_REQUESTS, PAYMENTS_EVENTS,
+                LEDGER_RESULTS,
+            ):  # fmt: skip
+                for shard in range(topic.partitions):
+                    start, end = reader.bounds(topic, shard)
+                    found = list(reader.read(topic, shard, max(start, end - last), end))
+                    one_job = topic.writers == "one job"
+                    again = found[-5:] if one_job else self.chance.sample(found, min(chosen, len(found)))
+                    records += [(topic.name, shard, record.value or b"", record.signature) for record in again]
+        _send(self.settings, records)
+        self.again += len(records)
 
-
-def relay_shuffled(settings: Settings, name: str, random_: random.Random) -> int:
-    """Send what a relay that is away has not sent, each command in a frame of its own, in any order; returns how many.
-    Commands that must arrive in one frame, such as a hold and its capture, stay together."""
-    kind = load_sink(name)
-    relay = kind(settings)
-    assert isinstance(relay, KafkaRelay)
-    codec, ids = codec_of(relay.topic.name), schema_ids(settings)
-    commands: list[Commands] = []
-    with TopicReader(settings) as reader:
-        for shard, offset in _positions(settings, relay).items():
-            start, end = reader.bounds(relay.topic, shard)
-            for record in reader.read(relay.topic, shard, max(start, offset), end):
-                assert record.value is not None
-                commands += relay.translate(shard, codec.decode(unwrap(record.value)[1]).events)
-    random_.shuffle(commands)
-    now = time.time_ns() // 1000
-    records: list[tuple[str, int, bytes, bytes | None]] = []
-    for command in commands:
-        target = codec_of(command.topic.name)
-        frame = Frame(command.topic.name, command.shard, 0, now, None, parse_events(target, command.events))
-        records.append((command.topic.name, command.shard, wrap(ids[command.topic.name], target.encode(frame)), None))
-    _send(settings, records)
-    return len(records)
+    def _relay_shuffled(self, name: str) -> None:
+        """Send what a relay that is away has not sent, each command in a frame of its own. Commands that must arrive in
+        one frame, such as a hold and its capture, stay together."""
+        relay = load_sink(name)(self.settings)
+        assert isinstance(relay, KafkaRelay)
+        codec, ids = codec_of(relay.topic.name), schema_ids(self.settings)
+        commands: list[Commands] = []
+        with TopicReader(self.settings) as reader:
+            for shard, offset in _positions(self.settings, relay).items():
+                start, end = reader.bounds(relay.topic, shard)
+                for record in reader.read(relay.topic, shard, max(start, offset), end):
+                    assert record.value is not None
+                    commands += relay.translate(shard, codec.decode(unwrap(record.value)[1]).events)
+        self.chance.shuffle(commands)
+        now = time.time_ns() // 1000
+        records: list[tuple[str, int, bytes, bytes | None]] = []
+        for command in commands:
+            topic, shard, events = command
+            target = codec_of(topic.name)
+            frame = Frame(topic.name, shard, 0, now, None, parse_events(target, events))
+            records.append((topic.name, shard, wrap(ids[topic.name], target.encode(frame)), None))
+        _send(self.settings, records)
+        self.out_of_order += len(records)
 
 
 def _positions(settings: Settings, relay: KafkaRelay) -> dict[int, int]:
@@ -249,7 +256,7 @@ class PaymentsSoak:
         *,
         rate: float,
         seconds: float = 0.0,
-        faults: Callable[[Deployment, Servers, random.Random], list[Fault]] = all_faults,
+        faults: Callable[[Deployment, Servers, Messages], list[Fault]] = all_faults,
         payments_between: int = 20,
         seed: int = SEED,
         say: Say = lambda what: None,
@@ -259,8 +266,8 @@ class PaymentsSoak:
         self.disturbance = Disturbance(deployment, say)
         self._deployment, self._servers, self._receivers = deployment, servers, receivers
         self._settings = deployment.settings
-        random_ = random.Random(seed)
-        self._schedule = Rounds(partial(faults, deployment, servers, random_), payments_between, seconds)
+        self._messages = Messages(deployment.settings, random.Random(seed))
+        self._schedule = Rounds(partial(faults, deployment, servers, self._messages), payments_between, seconds)
         self._say = say
 
     def run(self) -> Report:
@@ -283,6 +290,8 @@ class PaymentsSoak:
             "payments accepted": load.progress,
             "payments given up": load.given_up,
             "faults": len(report.faults),
+            "messages sent again": self._messages.again,
+            "messages out of order": self._messages.out_of_order,
             "started again by the supervisor": self._deployment.restarts,
             "seconds of load": round(seconds, 1),
             "seconds until all had settled": round(time.monotonic() - begin - seconds, 1),

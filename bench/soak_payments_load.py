@@ -260,16 +260,19 @@ class PaymentsLoad:
 
     async def _review(self, http: aiohttp.ClientSession) -> int:
         waiting = await asyncio.to_thread(self._in_review)
-        for payment, ledger in waiting:
+
+        async def decide(payment: int, ledger: int) -> None:
             body = {"ledger": ledger, "approved": payment % 2 == 0}
             await self._ask(http, f"/v1/payments/{payment}/review", f"review-{payment}", body, WAIT_SECONDS)
+
+        await asyncio.gather(*(decide(*one) for one in waiting))
         return len(waiting)
 
     def _in_review(self) -> list[tuple[int, int]]:
         """(payment id, ledger)"""
         try:
             with psycopg.connect(postgres_conninfo(self.deployment.settings)) as connection:
-                query = "SELECT payment_id, ledger FROM payments WHERE status = 'IN_REVIEW'"
+                query = "SELECT payment_id, ledger FROM payments WHERE status = 'IN_REVIEW' LIMIT 50"
                 return [(int(payment), int(ledger)) for payment, ledger in connection.execute(query)]
         except psycopg.OperationalError:
             return []  # away at the moment; who waits is decided about the next time

@@ -261,6 +261,8 @@ def test_every_payment_ends_once_and_is_told_whatever_dies(
     assert report.ok, [check for check in report.checks if not check.ok]
     assert not soak.load.given_up, report.answers
     assert report.figures["payments accepted"] > 100
+    assert report.figures["messages sent again"] > 100
+    assert report.figures["messages out of order"] > 20
     told = report.more["reconciliation"]["notifications"]
     assert told["wanted"] > 100
     assert told["dead"] == told["dead_with_endpoint"] == 0

@@ -116,16 +116,19 @@ def _without_required_type(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_answer(schema: dict[str, Any]) -> dict[str, Any]:
-    """A result as the API gives it: with its place in the request, shard and sequence."""
+    """A result as the API gives it: with its place in the request, shard and sequence in the place of its frame's
+    ``input``. The other side of a trade is told to operators only."""
+    not_always = {"input", "maker_order_id", "maker_account", "maker_leaves_quantity"}
     properties = {
-        **schema["properties"],
+        **{name: found for name, found in schema["properties"].items() if name != "input"},
         "index": {"type": "integer", "description": "Position in a JSON array."},
         "line": {"type": "integer", "description": "Line of NDJSON, from 1."},
         "record": {"type": "integer", "description": "Record of an Avro file, from 0."},
         "shard": {"type": "integer", "description": "Shard of the ledger."},
         "sequence": {"type": "integer", "description": "Sequence of the shard after which queries show the effect."},
     }
-    return {**schema, "properties": properties}
+    required = [name for name in schema["required"] if name not in not_always]
+    return {**schema, "properties": properties, "required": required}
 
 
 def _integers(*names: str, **described: str) -> dict[str, Any]:

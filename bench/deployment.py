@@ -96,7 +96,8 @@ class Deployment:
     """A context manager around everything that it runs.
 
     ``settings`` are those of an environment whose servers run; ``directory`` is for logs, pid files and the API's keys.
-    The API gets a port of its own. ``jobs`` are pipelines or services that run as Flink jobs.
+    The API gets a port of its own; ``more`` are further settings of the processes. ``jobs`` are pipelines or services
+    that run as Flink jobs.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,11 +67,12 @@ def ledger_deployment(
     *,
     api_workers: int = 2,
     parallelism: int = 1,
+    more: Mapping[str, object] | None = None,
     say: Say = lambda what: None,
 ) -> Deployment:
     """The ledger as an operator runs it: job, API and both sinks."""
     processes = [Process("api", ("api", "--workers", str(api_workers))), *sinks(("postgres", "cassandra"))]
-    return Deployment(settings, directory, processes, ["ledger"], parallelism=parallelism, say=say)
+    return Deployment(settings, directory, processes, ["ledger"], parallelism=parallelism, more=more, say=say)
 
 
 @dataclass(frozen=True, slots=True)

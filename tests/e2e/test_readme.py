@@ -36,7 +36,8 @@ def environment(stack: PrivateStack) -> Settings:
 
 @pytest.fixture(scope="module")
 def deployment(environment: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with ledger_deployment(environment, tmp_path_factory.mktemp("services"), api_workers=1) as running:
+    own = {"data_dir": environment.data_dir}  # commands of the page meet servers and API in one place
+    with ledger_deployment(environment, tmp_path_factory.mktemp("services"), api_workers=1, more=own) as running:
         yield running
 
 

@@ -54,6 +54,16 @@ for path in SOCKETS:
 # A request for every constraint of the document is some hundred for each operation: minutes.
 schema.config.phases.coverage.enabled = EXAMPLES > 10
 
+
+@schemathesis.serializer(
+    "application/x-ndjson", "application/ndjson", "application/jsonl", "application/avro",
+    "application/vnd.apache.avro", "avro/binary",
+)  # fmt: skip
+def as_it_is(context: Any, value: Any) -> bytes:
+    """Lines of NDJSON and files of Avro, which are strings in the document."""
+    return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
+
+
 # Time stands still in the ledger, so that all of it is one day's.
 NOW = time.time_ns() // 1000
 DAY = datetime.fromtimestamp(NOW / 1e6, UTC).date()

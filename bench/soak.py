@@ -133,7 +133,7 @@ class Schedule(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether none will come any more."""
+        """Whether it ends the soak; else that ends when the load does."""
         ...
 
     def due(self, progress: int, under_way: int) -> Fault | None:
@@ -149,7 +149,8 @@ class Moments:
 
     @property
     def is_over(self) -> bool:
-        return not self.plan
+        """Never: when all has happened, the rest of the load still flows."""
+        return False
 
     def due(self, progress: int, under_way: int) -> Fault | None:
         if self.plan and progress >= self.plan[0][0]:

@@ -41,6 +41,9 @@ logger.kafka.name = org.apache.flink.kafka.shaded.org.apache.kafka
 logger.kafka.level = WARN
 logger.netty.name = org.jboss.netty.channel.DefaultChannelPipeline
 logger.netty.level = OFF
+# The Kafka sink registers the same gauge again at every checkpoint: a warning each second and job.
+logger.metrics.name = org.apache.flink.metrics.MetricGroup
+logger.metrics.level = ERROR
 """
 
 

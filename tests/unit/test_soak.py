@@ -74,7 +74,8 @@ def test_moments_are_met_in_order_and_rounds_let_the_load_go_on_in_between() -> 
     assert moments.due(9, 0) is None
     assert [moments.due(10, under_way) for under_way in range(3)] == [one, two, None]
     assert moments.due(25, 2) is one
-    assert moments.is_over
+    assert moments.due(30, 0) is None
+    assert not moments.is_over  # the rest of the load still flows
 
     rounds = Rounds(lambda: [one, two], between=5)
     assert [rounds.due(0, 0), rounds.due(4, 0), rounds.due(5, 0), rounds.due(50, 1)] == [None, None, one, None]

@@ -34,6 +34,7 @@ from api.auth import (
     issue_token,
 )
 from api.batching import Batcher
+from api.card_transactions import LABEL, LABELS_ROUTE, TRANSACT, TRANSACTIONS_ROUTE, CardTransactions
 from api.card_vault import CardVault
 from api.cards import CardRoutes
 from api.clients import ClientStore
@@ -52,6 +53,7 @@ from api.metadata import Metadata
 from api.metrics import count, exposition, observe
 from api.notifications import NotificationRoutes, Notifications
 from api.openapi import openapi_document
+from api.openapi_fraud import add_fraud
 from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from api.payment_gateway import PaymentsGateway
@@ -67,6 +69,9 @@ from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_or
 from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import (
+    FRAUD_DECISIONS,
+    FRAUD_LABELS,
+    FRAUD_SHARDS,
     FRAUD_TRANSACTIONS,
     LEDGER_COMMANDS,
     LEDGER_CROSS_COMMANDS,
@@ -184,21 +189,25 @@ class Worker:
             settings, self._guard, timeout=config.store_seconds, delivery_seconds=config.delivery_seconds,
             idle_seconds=config.idle_seconds,
         )  # fmt: skip
+        self.card_transactions = CardTransactions(
+            settings, config, self.cases.sender, self.events_limit, self.idempotency
+        )
         self.orders_limit: RateLimiter = limiter(policy="orders", limit=config.orders_per_minute)
         self.trading = Trading(settings, config, self.events_limit, self.orders_limit, self.idempotency)
         self.payments = PaymentsGateway(settings, config, self.events_limit)
         self.cross_transfers = CrossTransfers(settings, config, self.events_limit, self.idempotency)
         self.metadata = Metadata(self.queries)
         document = openapi_document(self.commands, self.results_codec)
-        self.document = msgspec.json.encode(add_ledger(add_trading(document)))
+        self.document = msgspec.json.encode(add_fraud(add_ledger(add_trading(document))))
         self._readiness: tuple[float, bool] = (float("-inf"), False)
         self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         # Compiling (or loading the cached) codec takes seconds, which must not fall on the first request.
         await asyncio.to_thread(
-            _warm, self.commands, self.results_codec, codec_of(MATCHING_COMMANDS.name), codec_of(MATCHING_REPORTS.name)
-        )
+            _warm, self.commands, self.results_codec, codec_of(MATCHING_COMMANDS.name), codec_of(MATCHING_REPORTS.name),
+            *(codec_of(topic.name) for topic in (FRAUD_TRANSACTIONS, FRAUD_DECISIONS, FRAUD_LABELS)),
+        )  # fmt: skip
         # A restarted worker must not refuse what its siblings accept, so it gets ready before it serves; but without
         # Kafka or registry it serves too: tokens, queries, and 503 for writes.
         learning = asyncio.create_task(self._learn_schema_id())
@@ -208,6 +217,8 @@ class Worker:
             asyncio.to_thread(self.results.wait_ready, START_PATIENCE_SECONDS),
             asyncio.to_thread(self.trading.reports.wait_ready, START_PATIENCE_SECONDS),
             asyncio.to_thread(self.cross_transfers.results.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.card_transactions.decisions.wait_ready, START_PATIENCE_SECONDS),
+            asyncio.to_thread(self.card_transactions.labels.wait_ready, START_PATIENCE_SECONDS),
         )
         await self.queries.open()
         await self.cases.open()
@@ -225,11 +236,13 @@ class Worker:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
                 await asyncio.gather(
-                    self.batcher.drain(), self.trading.batcher.drain(), self.cross_transfers.batcher.drain()
-                )
+                    self.batcher.drain(), self.trading.batcher.drain(), self.cross_transfers.batcher.drain(),
+                    *(batcher.drain() for batcher in self.card_transactions.batchers),
+                )  # fmt: skip
         cross, trading = self.cross_transfers, self.trading
         for part in (
             self.sender, self.results, cross.sender, cross.results, trading.sender, trading.reports, trading.feed,
+            self.card_transactions.decisions, self.card_transactions.labels,
         ):  # fmt: skip
             await asyncio.to_thread(part.close)
         await self.payments.close()
@@ -317,6 +330,8 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     for route in ORDER_ROUTES:
         app.router.add_post(route.path, partial(_order, route))
     app.router.add_post(CROSS_ROUTE.path, _cross_transfer)
+    app.router.add_post(TRANSACTIONS_ROUTE.path, _card_transactions)
+    app.router.add_post(LABELS_ROUTE.path, _fraud_labels)
     app.router.add_get(f"{CROSS_ROUTE.path}/{{id}}", _find_cross_transfer)
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
@@ -454,6 +469,25 @@ async def _cross_transfer(request: web.Request) -> web.StreamResponse:
     worker = request.app[WORKER]
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), "ledger:write")
     return await worker.cross_transfers.ingest.handle(request, CROSS_ROUTE, principal)
+
+
+async def _card_transactions(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), TRANSACT)
+    ingest = worker.card_transactions.transactions_ingest.for_portfolio(_portfolio(request))
+    return await ingest.handle(request, TRANSACTIONS_ROUTE, principal)
+
+
+async def _fraud_labels(request: web.Request) -> web.StreamResponse:
+    worker = request.app[WORKER]
+    principal = await worker.authenticator.principal(request.headers.get("Authorization"), LABEL)
+    ingest = worker.card_transactions.labels_ingest.for_portfolio(_portfolio(request))
+    return await ingest.handle(request, LABELS_ROUTE, principal)
+
+
+def _portfolio(request: web.Request) -> int:
+    _known_parameters(request, "portfolio")
+    return _number(request, "portfolio", 0, FRAUD_SHARDS - 1, 0) or 0
 
 
 async def _find_cross_transfer(request: web.Request) -> web.StreamResponse:

@@ -30,6 +30,8 @@ SCOPES: Final[dict[str, str]] = {
     "ledger:read": "Read balances, statements and transfers.",
     "fraud:read": "Read fraud cases.",
     "fraud:write": "Assign, note and close fraud cases.",
+    "fraud:transactions": "Send card transactions to be decided.",
+    "fraud:labels": "Say which card transactions were frauds.",
     "orders:write": "Enter, amend and cancel orders.",
     "orders:read": "Read orders, books and market data.",
     "orders:admin": "Define instruments and accounts, deposit, halt, block accounts.",
@@ -43,10 +45,10 @@ SCOPES: Final[dict[str, str]] = {
     "cards:read": "See brand, expiry and last four digits of a token's card.",
     "cards:detokenise": "See full card numbers.",
 }
-_SENSITIVE: Final = {"cards:detokenise", "orders:admin", "payments:admin", "payments:review"}
+_SENSITIVE: Final = {"cards:detokenise", "fraud:labels", "orders:admin", "payments:admin", "payments:review"}
 DEFAULT_SCOPES: Final = tuple(scope for scope in SCOPES if scope not in _SENSITIVE)
-"""What a client gets that is not told otherwise: by default nobody sees card numbers, and who asks for payments or
-enters orders neither approves them nor lifts limits."""
+"""What a client gets that is not told otherwise: by default nobody sees card numbers, who asks for payments or enters
+orders neither approves them nor lifts limits, and who sends transactions does not say which were frauds."""
 MAX_ACCOUNT_BYTES: Final = 32
 EVERY_ACCOUNT: Final = "*"
 """In the place of a trading account: all of them, for a gateway that knows whose order it is."""

@@ -177,7 +177,7 @@ class Ingest(ABC):
             raise Problem("unsupported-media-type", "This route takes one JSON object.", supported=["application/json"])
         key = parse_key(request.headers.get("Idempotency-Key"))
         wait = preferred_wait(request.headers.getall("Prefer", []), self._config.wait_seconds)
-        fingerprint = hashlib.sha256()
+        fingerprint = hashlib.sha256(request.query_string.encode())
         body = BodyReader(
             request.content,
             limit=self._limits.body_bytes if kind == "json" else self._limits.bulk_bytes,

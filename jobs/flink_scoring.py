@@ -13,7 +13,9 @@ should run at a time, and either goes on where the other one stopped.
   function that its job was cancelled, so they live until the TaskManager is restarted.
 - Without a champion, or with one that cannot read the vectors, decisions are UNKNOWN. There are no second decisions:
   a model in the process does not come back, and `streambank score` scores again only what it decided itself.
-- A record that is no frame becomes a dead letter; a sequence that is missing restarts the job until somebody looks.
+- A record that is no frame becomes a dead letter. The next frame shows which sequence is missing, and that is answered
+  by a decision frame without decisions, so that readers of fraud.decisions find no gap. More missing sequences than
+  records that are no frames restart the job until somebody looks.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ from pyflink.datastream import RuntimeContext, StreamExecutionEnvironment
 from infra.registry import schema_ids
 from infra.settings import Settings, settings
 from jobs.flink_runtime import FrameFunction, add_dataflow, configure
+from jobs.fraud_positions import features_frame, unreadable_between
 from jobs.fraud_rules import RuleFollower
 from jobs.registry_reader import registry_reader
 from jobs.topic_reader import TopicReader, TopicReadError
 from pipelines.catalogue import FRAUD_DECISIONS, FRAUD_FEATURES, SERVICES
 from pipelines.codec import codec_of
 from pipelines.errors import FrameError
-from pipelines.frames import Frame
+from pipelines.frames import Events, Frame
 from pipelines.fraud.decisions import Decision, Scores, UnknownPolicy, decide
 from pipelines.fraud.records import Status
 from pipelines.shard import SequenceGap
@@ -54,6 +57,7 @@ SCORER: Final = "models.fraud_scorers:following_scorer"
 
 _FEATURES: Final = codec_of(FRAUD_FEATURES.name).event_type("FeatureVector").dtype
 _DECISIONS: Final = codec_of(FRAUD_DECISIONS.name)
+_NO_DECISIONS: Final = Events(_DECISIONS.new_rows(0))
 
 
 class ScoringSettings(BaseSettings):
@@ -107,9 +111,8 @@ class ScoringFunction(FrameFunction):
         self._last: dict[int, int] = {}
         """Last sequence decided, by shard."""
         self._unreadable: dict[int, int] = {}
-        """Records set aside since then, each of which may have been a frame."""
-        self._seen: set[int] = set()
-        """Shards of which this task has decided a frame itself, so that what follows must be the next one."""
+        """Records set aside since then, each of which may have been a frame; what an earlier task set aside is not in
+        it."""
 
     def prepare(self, runtime_context: RuntimeContext) -> None:
         self._read = registry_reader(self._config)
@@ -120,39 +123,38 @@ class ScoringFunction(FrameFunction):
         }
 
     def apply(self, partition: int, value: bytes) -> list[Row]:
-        schema_id, body = unwrap(value)
-        frame = self._read(FRAUD_FEATURES.name, schema_id).decode(body)
-        if frame.shard != partition:
-            raise FrameError("wrong_shard", f"a frame of shard {frame.shard} in partition {partition}")
-        if frame.sequence <= 0:
-            raise FrameError("no_sequence", f"sequence {frame.sequence}; frames of {FRAUD_FEATURES.name} count from 1")
-        if not self._is_next(frame):
+        frame = features_frame(self._read, partition, value)
+        missing = self._missing(frame)
+        if missing is None:
             return []
-        decisions = self._decide(frame)
+        answers = [self._encoded(partition, sequence, _NO_DECISIONS) for sequence in missing]
+        answers.append(self._decide(frame))
         self._last[partition] = frame.sequence
         self._unreadable[partition] = 0
-        self._seen.add(partition)
-        return [Row(self._names[FRAUD_DECISIONS.name], partition, decisions)]
+        return [Row(self._names[FRAUD_DECISIONS.name], partition, answer) for answer in answers]
 
     def set_aside(self, partition: int, error: FrameError) -> None:
         self._unreadable[partition] = self._unreadable.get(partition, 0) + 1
         self._metrics["dead_letters"].inc(1)
 
-    def _is_next(self, frame: Frame) -> bool:
-        """Whether the frame is still to be decided. Raises `SequenceGap`."""
+    def _missing(self, frame: Frame) -> range | None:
+        """The sequences before the frame that could not be read, or None when it was decided before. Raises
+        `SequenceGap`."""
         shard = frame.shard
         last = self._last.get(shard)
         if last is None:
             last = self._last[shard] = _last_sequence(self._config, self._read, shard)
         if frame.sequence <= last:
-            return False
-        missing = frame.sequence - last - 1
-        if shard in self._seen and missing > self._unreadable.get(shard, 0):
-            raise SequenceGap(
-                f"{FRAUD_FEATURES.name} shard {shard}: sequence {frame.sequence} follows {last}; {missing} frames are "
-                "missing"
-            )
-        return True
+            return None
+        missing = range(last + 1, frame.sequence)
+        if len(missing) > self._unreadable.get(shard, 0):  # an earlier task may have set them aside
+            unreadable = unreadable_between(self._config, self._read, shard, last, frame.sequence)
+            if len(missing) > unreadable:
+                raise SequenceGap(
+                    f"{FRAUD_FEATURES.name} shard {shard}: sequence {frame.sequence} follows {last}; "
+                    f"{len(missing) - unreadable} frames are missing"
+                )
+        return missing
 
     def _decide(self, frame: Frame) -> bytes:
         vectors = frame.events.view(_FEATURES)
@@ -167,7 +169,10 @@ class ScoringFunction(FrameFunction):
         self._metrics["transactions"].inc(len(events))
         if scores.champion is None:
             self._metrics["unknown"].inc(len(events))
-        answer = Frame(FRAUD_DECISIONS.name, frame.shard, frame.sequence, now, None, events)
+        return self._encoded(frame.shard, frame.sequence, events, frame.trace)
+
+    def _encoded(self, shard: int, sequence: int, events: Events, trace: str | None = None) -> bytes:
+        answer = Frame(FRAUD_DECISIONS.name, shard, sequence, time.time_ns() // 1000, trace, events)
         return wrap(self._schema_ids[FRAUD_DECISIONS.name], _DECISIONS.encode(answer))
 
 

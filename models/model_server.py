@@ -41,7 +41,14 @@ ROWS_ON_THE_LOOP: Final = 64
 """Up to here scoring takes less time than handing it to a thread."""
 OUTPUT: Final = "fraud_probability"
 
-_DATATYPES: Final = {"FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL"}
+BINARY_HEADER: Final = "Inference-Header-Content-Length"
+"""Bytes of the JSON at the front of an Open Inference body; the tensors that are not in it lie behind."""
+
+_DATATYPES: Final = {
+    "FP32": "<f4", "FP64": "<f8", "BOOL": "?",
+    "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+}  # fmt: skip
 
 log = structlog.get_logger(__name__)
 
@@ -250,7 +257,9 @@ class ModelServer:
     # --- Open Inference Protocol v2
 
     async def _server_metadata(self, request: web.Request) -> web.Response:
-        return _json({"name": "streambank-models", "version": installed("streambank"), "extensions": []})
+        return _json(
+            {"name": "streambank-models", "version": installed("streambank"), "extensions": ["binary_tensor_data"]}
+        )
 
     async def _live(self, request: web.Request) -> web.Response:
         return _json({"live": True})
@@ -279,25 +288,31 @@ class ModelServer:
 
     async def _infer(self, request: web.Request) -> web.Response:
         number, model = self._chosen(request)
-        body = await _object(request)
+        body, behind = _split(await request.read(), request.headers.get(BINARY_HEADER))
         tensors = {}
         found = body.get("inputs")
         if not isinstance(found, list) or not found:
             raise _Refused(400, "'inputs' must be a list of tensors")
         for tensor in found:
-            name, values = _tensor(tensor)
+            name, values, behind = _tensor(tensor, behind)
             tensors[name] = values
+        if behind:
+            raise _Refused(400, f"{len(behind)} bytes behind the tensors belong to none")
+        wants_binary = _wants_binary(body)
         if set(tensors) == {"inputs"}:
             inputs = tensors["inputs"]
         else:
             inputs = _columns({name: values.reshape(-1).tolist() for name, values in tensors.items()}, model)
         scores = await self._score(number, model, inputs)
-        answer = {
-            "model_name": self._name,
-            "model_version": str(number),
-            "outputs": [{"name": OUTPUT, "datatype": "FP64", "shape": [len(scores)], "data": scores}],
-        }
-        return _json(answer | ({"id": body["id"]} if "id" in body else {}))
+        output = {"name": OUTPUT, "datatype": "FP64", "shape": [len(scores)]}
+        answer = {"model_name": self._name, "model_version": str(number)} | ({"id": body["id"]} if "id" in body else {})
+        if not wants_binary:
+            return _json({**answer, "outputs": [{**output, "data": scores}]})
+        data = np.array(scores, "<f8").tobytes()
+        head = msgspec.json.encode({**answer, "outputs": [{**output, "parameters": {"binary_data_size": len(data)}}]})
+        return web.Response(
+            body=head + data, content_type="application/octet-stream", headers={BINARY_HEADER: str(len(head))}
+        )
 
     # --- MLflow
 
@@ -378,7 +393,10 @@ def _json(value: Any, status: int = 200) -> web.Response:
 
 
 async def _object(request: web.Request) -> dict[str, Any]:
-    text = await request.read()
+    return _object_in(await request.read())
+
+
+def _object_in(text: bytes) -> dict[str, Any]:
     try:
         body = msgspec.json.decode(text)  # several times faster, and stricter: NaN is no JSON
     except (msgspec.DecodeError, RecursionError):
@@ -444,16 +462,47 @@ def _difference(missing: list[str], unknown: list[str]) -> str:
     return "; ".join([*parts, *([f"unknown {', '.join(unknown)}"] if unknown else [])])
 
 
-def _tensor(tensor: Any) -> tuple[str, NDArray[np.float64]]:
-    """Name and values of a tensor of Open Inference Protocol v2."""
-    if not isinstance(tensor, dict) or not {"name", "shape", "datatype", "data"} <= set(tensor):
+def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
+    """The JSON of an Open Inference body, and what lies behind it; ``length`` is the header that says where."""
+    if length is None:
+        return _object_in(body), b""
+    if not (length.isascii() and length.isdecimal()) or len(length) > 9 or int(length) > len(body):
+        raise _Refused(400, f"{BINARY_HEADER}: must be at most the body's {len(body)} bytes, found {length[:20]!r}")
+    return _object_in(body[: int(length)]), body[int(length) :]
+
+
+def _wants_binary(body: dict[str, Any]) -> bool:
+    """Whether the output is asked for as bytes behind the JSON."""
+    outputs, parameters = body.get("outputs"), body.get("parameters")
+    if isinstance(outputs, list) and outputs:
+        for output in outputs:
+            if not isinstance(output, dict) or output.get("name") != OUTPUT:
+                raise _Refused(400, f"'outputs' must name {OUTPUT!r}, the only one")
+        parameters = outputs[0].get("parameters")
+        return isinstance(parameters, dict) and parameters.get("binary_data") is True
+    return isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+
+
+def _tensor(tensor: Any, behind: bytes) -> tuple[str, NDArray[np.float64], bytes]:
+    """Name and values of a tensor of Open Inference Protocol v2, and what lies ``behind`` the JSON after it."""
+    parameters = tensor.get("parameters") if isinstance(tensor, dict) else None
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    needed = {"name", "shape", "datatype"} | ({"data"} if size is None else set())
+    if not isinstance(tensor, dict) or not needed <= set(tensor):
         raise _Refused(400, "a tensor has name, shape, datatype and data")
     name, shape = str(tensor["name"]), tensor["shape"]
-    if tensor["datatype"] not in _DATATYPES:
+    if not isinstance(tensor["datatype"], str) or tensor["datatype"] not in _DATATYPES:
         raise _Refused(400, f"{name}: datatype {tensor['datatype']!r} is not one of {', '.join(sorted(_DATATYPES))}")
     if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise _Refused(400, f"{name}: shape must be a list of sizes")
-    values = _matrix(tensor["data"], name)
+    if size is None:
+        values = _matrix(tensor["data"], name)
+    else:
+        kind = np.dtype(_DATATYPES[tensor["datatype"]])
+        if type(size) is not int or not 0 <= size <= len(behind) or size % kind.itemsize:
+            raise _Refused(400, f"{name}: binary_data_size {size!r} of the {len(behind)} bytes behind the JSON")
+        values = np.frombuffer(behind[:size], kind).astype(np.float64)
+        behind = behind[size:]
     if values.size != int(np.prod(shape)):
         raise _Refused(400, f"{name}: {values.size} values do not fill the shape {shape}")
-    return name, values.reshape(shape)
+    return name, values.reshape(shape), behind

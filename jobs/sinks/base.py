@@ -113,6 +113,8 @@ class Addition:
     """Positions in the frame of ``events``, where some were set aside; None if all are there."""
     produced_at: int = 0
     """UTC microseconds of the frame."""
+    trace: str | None = None
+    """The frame's traceparent."""
 
     def without(self, refused: Collection[int], first: int | None = None) -> Addition:
         """The first ``first`` events (default all), less those at the positions ``refused``."""
@@ -173,9 +175,11 @@ class Sink(ABC):
         ``kept`` are their positions in the frame; the stored position does not change.
         """
 
-    def add(self, events: Events, before: Position, after: Position, produced_at: int = 0) -> None:
+    def add(
+        self, events: Events, before: Position, after: Position, produced_at: int = 0, trace: str | None = None
+    ) -> None:
         """Take a record's events; `flush` applies them and moves its partition from ``before`` to ``after``."""
-        self._additions.append(Addition(events, before, after, produced_at=produced_at))
+        self._additions.append(Addition(events, before, after, produced_at=produced_at, trace=trace))
 
     def discard(self) -> None:
         """Forget what was added and not flushed."""

@@ -5,11 +5,14 @@ frame. So the output topic itself knows how far the work is: a scorer that was k
 that Kafka has. What it had sent without knowing is sent again under the same sequence, and readers drop it; the first
 decision of a sequence is the one that counts, even where a later one would have found the model awake.
 
+A record that is no frame becomes a dead letter. The next frame shows which sequence is missing, and that is answered by
+a decision frame without decisions, so that readers of fraud.decisions find no gap.
+
 Within ``deadline_seconds`` of the moment at which a frame was taken in hand all its transactions are decided, by score
 or by the policy for UNKNOWN. Those without a score are scored again when the model answers (bounded in number and in
-age), and the second decisions go to fraud.rescores. A scorer that starts looks up in both topics which ones its
-predecessor left. One that follows the Flink job (`jobs.flink_scoring`), whose records carry no position, finds it by
-the sequence.
+age), and the second decisions go to fraud.rescores, in the order of the first ones. A scorer that starts looks up in
+both topics which ones its predecessor left. One that follows the Flink job (`jobs.flink_scoring`), whose records carry
+no position, finds it by the sequence.
 
 Needs a scorer: `models.fraud_scorers` has one that asks the model server and one with the model in the process.
 """
@@ -19,10 +22,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import numpy as np
 import prometheus_client
@@ -33,6 +37,7 @@ from numpy.typing import NDArray
 from infra.kafka import make_producer, watermarks
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
+from jobs.fraud_positions import offset_behind
 from jobs.fraud_rules import RuleFollower
 from jobs.registry_reader import registry_reader
 from jobs.sinks.base import Addition, Position, Sink, StoreUnavailable
@@ -51,6 +56,8 @@ __all__ = ["FraudScoringSink", "Scorer", "ScoringOptions"]
 CALL_SECONDS: Final = 15.0
 REQUEST_EVENTS: Final = 500
 """Frames at hand are scored together up to so many transactions; a larger frame is scored alone."""
+RESCORE_REQUESTS: Final = 4
+"""Requests for second scores at once, at most: first decisions must not wait behind them."""
 POSITION_HEADER: Final = "position"
 """Next offset, sequence and unreadable records, as decimal numbers with blanks between."""
 
@@ -68,6 +75,9 @@ SCORE_SECONDS = prometheus_client.Histogram(
 
 _FEATURES: Final = codec_of(FRAUD_FEATURES.name).event_type("FeatureVector").dtype
 _DECISION: Final = codec_of(FRAUD_DECISIONS.name).event_type("Decision").dtype
+_NO_DECISIONS: Final = Events(codec_of(FRAUD_DECISIONS.name).new_rows(0))
+
+_Frame = TypeVar("_Frame")
 
 log = structlog.get_logger("streambank.scoring")
 
@@ -189,51 +199,32 @@ class FraudScoringSink(Sink):
                 if not messages or messages[0].error() is not None:
                     raise TopicReadError(f"{name} {partition}: the record at {end - 1} does not come")
                 position = _position(partition, messages[0])
-                found[partition] = position or self._behind_the_job(consumer, partition, messages[0])
+                found[partition] = position or self._behind_the_job(partition, messages[0].value())
         return found
 
-    def _behind_the_job(self, consumer: Any, partition: int, decided: Any) -> Position:
-        """Where `jobs.flink_scoring` stopped, whose records have no position: behind the features of its last frame,
-        found by their sequences, which grow by one and after a repetition grow again."""
+    def _behind_the_job(self, partition: int, decided: bytes) -> Position:
+        """Where `jobs.flink_scoring` stopped, whose records have no position: behind the features of its last frame."""
         read = registry_reader(self._settings)
-        name = self._settings.kafka_topic(FRAUD_FEATURES.name)
-
-        def sequence_of(topic: Topic, message: Any) -> int:
-            schema_id, body = unwrap(message.value())
-            return int(read(topic.name, schema_id).decode(body).sequence)
-
         try:
-            sequence = sequence_of(FRAUD_DECISIONS, decided)
+            schema_id, body = unwrap(decided)
+            sequence = read(FRAUD_DECISIONS.name, schema_id).decode(body).sequence
         except FrameError as error:
             raise TopicReadError(f"partition {partition}: the last decision was not written by a scorer") from error
-        low, high = watermarks(consumer, TopicPartition(name, partition))
-        while low < high:
-            middle = (low + high) // 2
-            found = None
-            for message in self._records(consumer, FRAUD_FEATURES, partition, None, high, middle):
-                with suppress(FrameError):  # one that cannot be read tells nothing; the next one may
-                    found = sequence_of(FRAUD_FEATURES, message)
-                    break
-            if found is not None and found <= sequence:
-                low = middle + 1
-            else:
-                high = middle
-        return Position(partition, low, sequence)
+        return Position(partition, offset_behind(self._settings, read, partition, sequence), sequence)
 
     async def write(self, additions: Sequence[Addition], *, rehearse: bool = False) -> None:
         if rehearse:
             return
         began = time.monotonic()
         frames = [addition for addition in additions if addition.after.sequence != addition.before.sequence]
-        runs = list(_runs(frames))
+        runs = list(_runs(frames, lambda addition: len(addition.events)))
         decided = await asyncio.gather(*(self._first_decisions([one.events for one in run]) for run in runs))
         sent = _Sent()
         for run, (_, decisions) in zip(runs, decided, strict=True):
             for addition, events in zip(run, decisions, strict=True):
-                after = addition.after
-                position = f"{after.next_offset} {after.sequence} {after.unreadable_records}"
-                headers = {POSITION_HEADER: position.encode()}
-                self._produce(FRAUD_DECISIONS, after.partition, after.sequence, events, headers, sent)
+                for position in _unread(addition.before, addition.after.sequence):
+                    self._produce_first(position, _NO_DECISIONS, None, sent)
+                self._produce_first(addition.after, events, addition.trace, sent)
         await self._all_taken(sent)
         SCORE_SECONDS.observe(time.monotonic() - began)
         CIRCUIT_OPEN.set(self._scorer.circuit_is_open)
@@ -242,6 +233,12 @@ class FraudScoringSink(Sink):
             if scores.champion is None:
                 for addition in run:
                     self._keep(addition.after.partition, addition.events, began)
+
+    def _produce_first(self, position: Position, events: Events, trace: str | None, sent: _Sent) -> None:
+        """First decisions, which go as far as ``position``."""
+        words = f"{position.next_offset} {position.sequence} {position.unreadable_records}"
+        headers = {POSITION_HEADER: words.encode()}
+        self._produce(FRAUD_DECISIONS, position.partition, position.sequence, events, headers, sent, trace)
 
     async def _first_decisions(self, frames: Sequence[Events]) -> tuple[Scores, list[Events]]:
         """The scores of all frames together, asked for at once, and the decisions of each."""
@@ -254,12 +251,7 @@ class FraudScoringSink(Sink):
 
     def _split(self, decisions: Events, frames: Sequence[Events]) -> list[Events]:
         """The decisions of each frame; a duplicate has none."""
-        counts = [int((events.view(_FEATURES)["status"] != Status.duplicate).sum()) for events in frames]
-        ends = np.cumsum(counts).tolist()
-        return [
-            Events(decisions.rows[end - count : end], decisions.heap)
-            for count, end in zip(counts, ends, strict=True)
-        ]  # fmt: skip
+        return _cut(decisions, [int((events.view(_FEATURES)["status"] != Status.duplicate).sum()) for events in frames])
 
     def _decide(self, vectors: NDArray[np.void], scores: Scores, *, rescored: bool = False) -> Events:
         return decide(
@@ -273,9 +265,16 @@ class FraudScoringSink(Sink):
         )
 
     def _produce(
-        self, topic: Topic, shard: int, sequence: int, events: Events, headers: dict[str, bytes], sent: _Sent
+        self,
+        topic: Topic,
+        shard: int,
+        sequence: int,
+        events: Events,
+        headers: dict[str, bytes],
+        sent: _Sent,
+        trace: str | None = None,
     ) -> None:
-        frame = Frame(topic.name, shard, sequence, time.time_ns() // 1000, None, events)
+        frame = Frame(topic.name, shard, sequence, time.time_ns() // 1000, trace, events)
         value = wrap(self._schema_ids[topic.name], codec_of(topic.name).encode(frame))
         sent.waiting += 1
         self._producer.produce(
@@ -317,8 +316,8 @@ class FraudScoringSink(Sink):
         WAITING.set(count)
 
     async def _rescore_forever(self) -> None:
-        """Try the oldest now and then; while the model answers, go on with the next at once. A try is also what finds
-        out that a server is back when no transactions come."""
+        """Try the oldest now and then; while the model answers, go on with the next ones at once. A try is also what
+        finds out that a server is back when no transactions come."""
         while True:
             await asyncio.sleep(self._options.rescore_interval_seconds)
             try:
@@ -327,30 +326,38 @@ class FraudScoringSink(Sink):
                     self._waiting.extendleft(reversed(await asyncio.to_thread(self._left_by_predecessor, shard, end)))
                     self._taken_over.add(shard)
                     del self._inherited[shard]
-                while self._waiting and await self._rescore(self._waiting[0]):
+                while self._waiting and await self._rescore_oldest():
                     pass
             except (StoreUnavailable, StreambankError, KafkaException) as error:
                 log.warning("rescores_wait", detail=str(error))
             except Exception:
                 log.exception("rescoring_failed")
 
-    async def _rescore(self, oldest: _Waiting) -> bool:
-        """Whether the oldest is done with."""
-        if time.monotonic() - oldest.since > self._options.rescore_seconds:
-            GIVEN_UP.inc(len(oldest.vectors))
-        else:
-            scores = await self._scorer.score(oldest.vectors, self._options.deadline_seconds)
-            if scores.champion is None:
-                return False
-            events = self._decide(oldest.vectors, scores, rescored=True)
-            sent = _Sent()
-            self._produce(FRAUD_RESCORES, oldest.shard, 0, events, {}, sent)
-            await self._all_taken(sent)
-            RESCORED.inc(len(events))
-        if self._waiting and self._waiting[0] is oldest:  # else it was pushed out meanwhile
+    async def _rescore_oldest(self) -> bool:
+        """Score the oldest again by some requests at once, or by one alone until the model is known to answer. Whether
+        all of them were answered; what comes after one that was not is asked again, so that none overtakes it."""
+        while self._waiting and time.monotonic() - self._waiting[0].since > self._options.rescore_seconds:
+            GIVEN_UP.inc(len(self._waiting.popleft().vectors))
+        most = 1 if self._scorer.circuit_is_open else RESCORE_REQUESTS
+        runs = list(islice(_runs(self._waiting, lambda waiting: len(waiting.vectors)), most))
+        asked = [_joined([waiting.vectors for waiting in run]) for run in runs]
+        answers = await asyncio.gather(
+            *(self._scorer.score(vectors, self._options.deadline_seconds) for vectors in asked)
+        )
+        answered = list(takewhile(lambda one: one[2].champion is not None, zip(runs, asked, answers, strict=True)))
+        sent = _Sent()
+        done: set[int] = set()
+        for run, vectors, scores in answered:
+            decisions = self._decide(vectors, scores, rescored=True)
+            for waiting, events in zip(run, _cut(decisions, [len(one.vectors) for one in run]), strict=True):
+                self._produce(FRAUD_RESCORES, waiting.shard, 0, events, {}, sent)
+                done.add(id(waiting))
+        await self._all_taken(sent)
+        RESCORED.inc(sum(len(vectors) for _, vectors, _ in answered))
+        while self._waiting and id(self._waiting[0]) in done:  # some may have been pushed out meanwhile
             self._waiting.popleft()
         WAITING.set(sum(len(one.vectors) for one in self._waiting))
-        return True
+        return len(answered) == len(runs)
 
     def _left_by_predecessor(self, shard: int, end: int) -> list[_Waiting]:
         """Vectors of the first decisions before offset ``end`` that have no score and no second decision, not older
@@ -433,18 +440,37 @@ class FraudScoringSink(Sink):
                 yield message
 
 
-def _runs(frames: Sequence[Addition]) -> Iterator[list[Addition]]:
-    """The frames in order, as many together as make a request worth its while."""
-    run: list[Addition] = []
+def _runs(frames: Iterable[_Frame], size: Callable[[_Frame], int]) -> Iterator[list[_Frame]]:
+    """The frames in order, as many together as make a request worth its while. ``size``: transactions of one."""
+    run: list[_Frame] = []
     events = 0
-    for addition in frames:
-        if run and events + len(addition.events) > REQUEST_EVENTS:
+    for frame in frames:
+        if run and events + size(frame) > REQUEST_EVENTS:
             yield run
             run, events = [], 0
-        run.append(addition)
-        events += len(addition.events)
+        run.append(frame)
+        events += size(frame)
     if run:
         yield run
+
+
+def _joined(parts: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
+    """Vectors one behind the other, shape (n,)."""
+    rows = np.concatenate([vectors.view(np.int64).reshape(len(vectors), -1) for vectors in parts])
+    joined: NDArray[np.void] = rows.view(_FEATURES)[:, 0]
+    return joined
+
+
+def _cut(decisions: Events, counts: Sequence[int]) -> list[Events]:
+    """Decisions as runs of so many."""
+    ends = np.cumsum(counts).tolist()
+    return [Events(decisions.rows[end - count : end], decisions.heap) for count, end in zip(counts, ends, strict=True)]
+
+
+def _unread(before: Position, sequence: int) -> Iterator[Position]:
+    """Positions of the frames between ``before`` and ``sequence``, which are among the records that were no frames."""
+    for skipped, missing in enumerate(range(before.sequence + 1, sequence), 1):
+        yield replace(before, sequence=missing, unreadable_records=before.unreadable_records - skipped)
 
 
 def _position(partition: int, message: Any) -> Position | None:

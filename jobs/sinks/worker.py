@@ -443,7 +443,8 @@ class SinkWorker:
                 before, after = order.advance(record.offset, sequence, record.verdict)
                 applied = record.frame.events if record.frame and record.verdict is Verdict.APPLY else _NO_EVENTS
                 events += len(applied)
-                self.sink.add(applied, before, after, record.frame.produced_at if record.frame else 0)
+                produced_at, trace = (record.frame.produced_at, record.frame.trace) if record.frame else (0, None)
+                self.sink.add(applied, before, after, produced_at, trace)
         unreadable = [record for record in batch if record.error and record.verdict is Verdict.APPLY]
         for record in unreadable:
             assert record.error is not None

@@ -29,7 +29,6 @@ from pipelines.fraud.records import (
     CARDS,
     CLOCK,
     COMPUTED,
-    DAY,
     DETAIL_WORDS,
     DETAILS,
     DUPLICATES,
@@ -38,6 +37,7 @@ from pipelines.fraud.records import (
     HELD,
     KEY,
     LABELS,
+    MAX_AHEAD,
     META_WORDS,
     NEWEST,
     NO_LABEL,
@@ -58,8 +58,6 @@ from pipelines.kernel import InvariantBroken, Output
 __all__ = ["CapacityExceeded", "FraudKernel"]
 
 STATE_VERSION: Final = 1
-MAX_AHEAD: Final = DAY
-"""How far ahead of its frame's ``produced_at`` a transaction may be; 0 there says nothing, and anything goes."""
 
 _TRANSACTIONS: Final = "fraud.transactions"
 _FEATURES: Final = "fraud.features"

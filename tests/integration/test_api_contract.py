@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from api.clients import SCOPES
 from api.openapi import openapi_document
+from api.openapi_fraud import add_fraud
 from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from infra.migrations import migrate_cassandra
@@ -47,7 +48,7 @@ SERVICES = ("postgres", "postgres-payments", "payments-to-ledger", "ledger-to-pa
 LEDGER, PAYER, PAYEE = 978, 10, 11
 IBANS = {PAYER: "DE89370400440532013000", PAYEE: "GB29NWBK60161331926819"}
 
-document = add_ledger(add_trading(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results"))))
+document = add_fraud(add_ledger(add_trading(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results")))))
 schema = schemathesis.openapi.from_dict(document)
 for path in SOCKETS:
     schema = schema.exclude(path=path)

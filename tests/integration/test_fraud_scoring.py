@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import numpy as np
 import pytest
 
+from api.clients import DEFAULT_SCOPES
 from infra.flink_jobs import job_file
 from infra.settings import Settings
+from jobs.fraud_positions import unreadable_between
+from jobs.registry_reader import registry_reader
 from models.fraud_dataset import FraudDataset, dataset_of
 from models.fraud_registry import Registry
 from models.fraud_scorers import EmbeddedScorer
 from models.simulator import simulate
-from pipelines.catalogue import FRAUD_DEAD_LETTERS, FRAUD_DECISIONS
+from pipelines.catalogue import FRAUD_DEAD_LETTERS, FRAUD_DECISIONS, FRAUD_TRANSACTIONS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
 from pipelines.fraud.decisions import Scores, UnknownPolicy, decide
 from pipelines.fraud.rules import DEFAULT_RULES, RuleSet
+from tests.support.api_server import frames_in_topic, running_api, running_system, write
 from tests.support.flink_job import running as running_job
 from tests.support.fraud_scoring import (
     DecisionLog,
@@ -217,7 +225,10 @@ def test_every_transaction_is_decided_whatever_the_server_does(
             60,
             "every unknown transaction is scored again",
         )
-        assert {one["transaction_id"] for one in again} == without
+        # in the order of the first decisions, though several requests are under way at once
+        assert [one["transaction_id"] for one in again] == [
+            one["transaction_id"] for one in first if one["transaction_id"] in without
+        ]
         assert {(one["rescored"], one["unknown_reason"]) for one in again} == {(True, "none")}
         right = {one["transaction_id"]: one["score"] for one in flat(expected(registry, feed.sent))}
         assert {one["transaction_id"]: one["score"] for one in again} == {name: right[name] for name in without}
@@ -310,7 +321,8 @@ def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
     tmp_path: Path,
 ) -> None:
     """The job decides, is cancelled and started from nothing again; then the scorer with the model server goes on, and
-    then the job. Upstream repeats frames, and a record is no frame. What they wrote is history to test rules with."""
+    then the job. Upstream repeats frames, a record is no frame, and two frames cannot be read: their decision frames
+    are empty, whoever met them. What they wrote is history to test rules with."""
     environment = stack.environment("kafka", "registry", "flink").model_copy(
         update={"mlflow_tracking_uri": registry.tracking_uri}
     )
@@ -320,11 +332,17 @@ def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
     rules.write_text(json.dumps(RULES))
     publish(environment, rules)
     job = job_file("fraud_scoring")
+    lost = [frames[190], frames[251]]  # the one meets the job, the other the scorer
+    lost_places = [(frame.shard, frame.sequence) for frame in lost]
     with DecisionLog(environment, range(SHARDS)) as decisions:
 
         def go_on(to: int, again_from: int, *more: Any) -> None:
             done = decisions.count()
-            records = records_of(environment, frames[again_from:done] + frames[done:to])
+            run = frames[again_from:done] + frames[done:to]
+            records: list[Any] = [
+                (shard, b"no frame" if (frame.shard, frame.sequence) in lost_places else value)
+                for frame, (shard, value) in zip(run, records_of(environment, run), strict=True)
+            ]
             send(environment, [*records[:5], *more, *records[5:]], "fraud.features")
             wait_until(lambda: decisions.count() == to, 120, f"{to} decided frames")
 
@@ -338,6 +356,12 @@ def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
             go_on(400, 280)
 
     found = decided(environment, range(SHARDS))
+    assert [found[shard][sequence] for shard, sequence in lost_places] == [[], []]
+    for shard, sequence in lost_places:
+        read = registry_reader(environment)
+        assert unreadable_between(environment, read, shard, sequence - 1, sequence + 1) == 1
+        assert unreadable_between(environment, read, shard, sequence + 2, sequence + 4) == 0
+    frames = [frame for frame in frames if (frame.shard, frame.sequence) not in lost_places]
     assert [plain(found[frame.shard][frame.sequence]) for frame in frames] == expected(
         registry, frames, RuleSet.parse(json.dumps(RULES), 1)
     )
@@ -345,13 +369,15 @@ def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
     assert names == {"", "burst"}
     written = all_frames(environment, FRAUD_DECISIONS, range(SHARDS))
     assert [(frame.shard, frame.sequence) for frame in written] == [
-        (shard, sequence) for shard in range(SHARDS) for sequence in range(1, 1 + len(frames) // SHARDS)
+        (shard, sequence) for shard in range(SHARDS) for sequence in range(1, 201)
     ]
     codec = codec_of(FRAUD_DEAD_LETTERS.name)
     letters = [
         one for frame in all_frames(environment, FRAUD_DEAD_LETTERS) for one in render_events(codec, frame.events)
     ]
-    assert {(one["consumer"], one["partition"], one["reason"]) for one in letters} == {("fraud_scoring", 1, "not_avro")}
+    assert {(one["consumer"], one["partition"], one["reason"]) for one in letters} == {
+        (consumer, shard, "not_avro") for consumer in ("fraud_scoring", "sink-fraud-scoring") for shard in (0, 1)
+    }
 
     # the shell: what is in force, and what other rules would have done to this history
     send(environment, records_of(environment, list(label_frames(data, frames))), "fraud.labels")
@@ -447,3 +473,120 @@ def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(
     for frame in written:
         assert frame.sequence <= highest[frame.shard] + 1
         highest[frame.shard] = max(highest[frame.shard], frame.sequence)
+
+
+def card_transaction(number: int, customer: int = 7, **changes: Any) -> dict[str, Any]:
+    now = time.time_ns() // 1000
+    place = {"customer_id": customer, "terminal_id": 3}
+    return {"transaction_id": number, "event_time": now, **place, "amount": 1250, **changes}
+
+
+def test_transactions_over_http_are_decided_and_labels_meet_them(
+    stack: PrivateStack, server: FaultyModelServer, tmp_path: Path
+) -> None:
+    environment = stack.environment("kafka", "registry", "valkey")
+    prepare_fraud(environment)
+    server.mode = "pass"
+    transactions, labels = "/v1/card-transactions", "/v1/fraud-labels"
+    with (
+        running_system(environment, "fraud"),
+        scoring(environment, tmp_path / "scorer.log", server.url, deadline_ms="20000"),
+        running_api(environment, tmp_path / "api", workers=1) as api,
+        api.session("fraud:transactions", "fraud:labels") as client,
+    ):
+        numbers = iter(range(1, 100))
+
+        def answered() -> Any:
+            one = card_transaction(next(numbers))
+            answer = write(client, f"{transactions}?portfolio=2", one, Prefer="wait=30")
+            return answer.status_code == 201 and (one, answer)
+
+        # decided, with the score of the served champion
+        one, answer = wait_until(answered, 120, "a transaction is decided")
+        number = one["transaction_id"]
+        body = answer.json()
+        assert body["events"] == [{"index": 0, "transaction_id": number, "shard": 2}]
+        [result] = body["results"]
+        assert {name: result[name] for name in ("index", "shard", *one)} == {"index": 0, "shard": 2, **one}
+        assert (result["type"], result["decision"], result["unknown_reason"]) == ("Decision", "approve", "none")
+        assert 0 < result["score"] < 300_000
+        assert result["model_version"] == 1
+
+        # many in one body: each its own decision in the body's order; an id that was there before has none
+        batch = [card_transaction(1000 + place, customer=place) for place in range(50)]
+        batch[20] = one
+        answer = write(client, f"{transactions}?portfolio=2", batch, Prefer="wait=30")
+        assert (answer.status_code, answer.headers["Preference-Applied"]) == (200, "wait=30")
+        found = answer.json()["results"]
+        assert [result["transaction_id"] for result in found] == [sent["transaction_id"] for sent in batch]
+        assert {result["type"] for result in found[:20] + found[21:]} == {"Decision"}
+        assert found[20] == {
+            "index": 20, "type": "DuplicateTransaction", "transaction_id": number, "shard": 2,
+            "sequence": found[0]["sequence"],
+        }  # fmt: skip
+
+        # a key is one request: body and portfolio
+        sent, key = card_transaction(2000), {"Idempotency-Key": "once"}
+        assert write(client, transactions, sent, **key).status_code == 202
+        again = write(client, transactions, sent, **key)
+        assert (again.status_code, again.headers["Idempotency-Replayed"]) == (202, "true")
+        for path, other in ((transactions, card_transaction(2001)), (f"{transactions}?portfolio=1", sent)):
+            assert write(client, path, other, **key).json()["type"] == "/problems/idempotency-key-reused"
+
+        # NDJSON line by line, Avro record by record
+        future = card_transaction(3001, event_time=time.time_ns() // 1000 + 25 * 3_600_000_000)
+        lines = b"\n".join(json.dumps(line).encode() for line in (card_transaction(3000, device="phone"), future))
+        answer = write(client, transactions, lines, "application/x-ndjson")
+        assert (answer.status_code, answer.json()["accepted"], answer.json()["refused"]) == (207, 1, 1)
+        [refused] = answer.json()["errors"]
+        assert (refused["line"], refused["errors"][0]["pointer"]) == (2, "/event_time")
+        file = io.BytesIO()
+        events = next(field for field in FRAUD_TRANSACTIONS.schema()["fields"] if field["name"] == "events")
+        wide = {"device": None, "country": "DE", "merchant": "shop"}
+        record = card_transaction(4000) | wide | {"transaction_id": Decimal(4000)}
+        fastavro.writer(file, events["type"]["items"][0], [record, {**record, "country": "D" * 65}])
+        answer = write(client, transactions, file.getvalue(), "application/avro")
+        assert (answer.status_code, answer.json()["accepted"], answer.json()["refused"]) == (207, 1, 1)
+        assert answer.json()["errors"][0]["errors"][0]["pointer"] == "/country"
+
+        # what is wrong is named, and nothing of it goes anywhere
+        for wrong, pointer in (
+            ({"amount": -1}, "/amount"), ({"card": "x"}, "/card"),
+            ({"event_time": future["event_time"]}, "/event_time"),
+            ({"customer_id": "seven"}, "/customer_id"), ({"transaction_id": 2**128}, "/transaction_id"),
+            ({"merchant": "ü" * 33}, "/merchant"), ({"type": "FraudLabel"}, "/type"),
+        ):  # fmt: skip
+            answer = write(client, transactions, [card_transaction(5000), card_transaction(5001, **wrong)])
+            problem = answer.json()
+            assert (answer.status_code, problem["type"]) == (422, "/problems/invalid-event"), problem
+            assert problem["errors"][0]["pointer"] == f"/1{pointer}", problem
+        missing = card_transaction(5002)
+        del missing["terminal_id"]
+        assert write(client, transactions, missing).json()["errors"][0]["pointer"] == "/terminal_id"
+        for query in ("portfolio=4", "portfolio=x", "shard=1"):
+            assert write(client, f"{transactions}?{query}", card_transaction(5003)).status_code == 400
+
+        # labels meet the transactions of their portfolio, and only who may say so labels
+        known = {"transaction_id": number, "event_time": one["event_time"] + 1, "fraud": True}
+        answer = write(client, f"{labels}?portfolio=2", known, Prefer="wait=30")
+        assert answer.status_code == 201, answer.text
+        [met] = answer.json()["results"]
+        assert (met["status"], met["customer_id"], met["amount"], met["fraud"]) == ("accepted", 7, 1250, True)
+        answer = write(client, labels, [known, {**known, "transaction_id": 2000}], Prefer="wait=30")
+        assert answer.status_code == 200
+        assert [met["status"] for met in answer.json()["results"]] == ["unknown_transaction", "accepted"]
+        late = write(client, labels, {**known, "event_time": future["event_time"]})
+        assert late.json()["errors"][0]["pointer"] == "/event_time"
+        with api.session("fraud:transactions", "fraud:write") as other:
+            assert write(other, labels, known).status_code == 403
+        with api.session("fraud:labels") as other:
+            assert write(other, transactions, card_transaction(6000)).status_code == 403
+        assert "fraud:labels" not in DEFAULT_SCOPES
+
+    ids: dict[int, set[int]] = {}
+    for (partition, _), frame_events in frames_in_topic(environment, FRAUD_TRANSACTIONS).items():
+        assert len({event["type"] for event in frame_events}) == 1
+        ids.setdefault(partition, set()).update(int(event["transaction_id"]) for event in frame_events)
+    assert ids[0] == {2000, 3000, 4000, number}
+    assert ids[2] == {*range(1, number + 1), *range(1000, 1050)} - {1020}
+    assert set(ids) == {0, 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -231,6 +232,66 @@ async def test_open_inference_protocol(
     ]
     found = (await post(client, "/v2/models/fraud/versions/1/infer", {"inputs": by_name}))[1]
     assert found["outputs"][0]["data"] == pytest.approx(scores)
+
+
+async def test_tritons_client(registry: Registry, versions: list[ModelVersion], data: FraudDataset) -> None:
+    """A client of the Open Inference Protocol that knows nothing of us: tensors as bytes, which is its default, and as
+    JSON."""
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+    from tritonclient.utils import InferenceServerException
+
+    rows, scores = rows_and_scores(registry, versions[0], data)
+    challenger_rows, challenger_scores = rows_and_scores(registry, versions[1], data)
+
+    def ask(port: int) -> None:
+        with InferenceServerClient(f"127.0.0.1:{port}") as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            assert client.is_model_ready("fraud")
+            assert client.is_model_ready("fraud", "2")
+            assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+            described = client.get_model_metadata("fraud")
+            assert described["versions"] == ["1", "2"]
+            [tensor], [output] = described["inputs"], described["outputs"]
+
+            def infer(values: Any, kind: str, binary: bool, version: str = "", **options: Any) -> Any:
+                sent = np.array(values, {"FP64": np.float64, "FP32": np.float32}[kind])
+                given = InferInput(tensor["name"], sent.shape, kind)
+                given.set_data_from_numpy(sent, binary_data=binary)
+                return client.infer("fraud", [given], model_version=version, request_id="7", **options)
+
+            for kind, binary in (("FP64", True), ("FP64", False), ("FP32", True)):
+                for outputs in (None, [InferRequestedOutput(output["name"], binary_data=not binary)]):
+                    found = infer(rows, kind, binary, outputs=outputs)
+                    assert found.as_numpy(output["name"]) == pytest.approx(scores, abs=1e-5)
+                    answer = found.get_response()
+                    assert (answer["id"], answer["model_version"]) == ("7", "1")
+                    assert ("data" in answer["outputs"][0]) == (outputs is not None and binary)
+            found = infer(challenger_rows, "FP64", True, "2")
+            assert found.as_numpy(output["name"]) == pytest.approx(challenger_scores)
+
+            with pytest.raises(InferenceServerException, match=r"expected \(rows, 17\)"):
+                infer([[1.0]], "FP64", True)
+            with pytest.raises(InferenceServerException, match="no version 99"):
+                infer(rows, "FP64", True, "99")
+            with pytest.raises(InferenceServerException, match="must name 'fraud_probability'"):
+                infer(rows, "FP64", True, outputs=[InferRequestedOutput("labels")])
+
+    async with TestServer(ModelServer(registry).app()) as at:
+        assert at.port
+        await asyncio.to_thread(ask, at.port)
+        async with ClientSession(at.make_url("/")) as session:
+            tensor = {"name": "inputs", "shape": [1, 17], "datatype": "FP64", "parameters": {"binary_data_size": 136}}
+            good = json.dumps({"inputs": [tensor]}).encode()
+            for body, length, said in (
+                (good + b"\0" * 128, len(good), "of the 128 bytes behind"),
+                (good + b"\0" * 144, len(good), "8 bytes behind the tensors belong to none"),
+                (good + b"\0" * 136, len(good) + 137, "at most the body's"),
+                (good + b"\0" * 136, "x", "at most the body's"),
+            ):
+                headers = {"Inference-Header-Content-Length": str(length)}
+                async with session.post("/v2/models/fraud/infer", data=body, headers=headers) as response:
+                    assert (response.status, said in (await response.json())["error"]) == (400, True)
 
 
 async def test_mlflows_own_client(registry: Registry, versions: list[ModelVersion], data: FraudDataset) -> None:

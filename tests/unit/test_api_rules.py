@@ -14,6 +14,7 @@ from api.docs_page import PAGE
 from api.idempotency import IdempotencyStore, parse_key
 from api.ingest import preferred_wait
 from api.openapi import openapi_document
+from api.openapi_fraud import add_fraud
 from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from api.problems import PROBLEMS, Problem
@@ -23,7 +24,7 @@ from infra.settings import Settings
 from pipelines.codec import codec_of
 
 NOBODY = "redis://127.0.0.1:9/0"
-DOCUMENT = add_ledger(add_trading(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results"))))
+DOCUMENT = add_fraud(add_ledger(add_trading(openapi_document(codec_of("ledger.commands"), codec_of("ledger.results")))))
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,15 @@ def test_duplicates_have_no_decision_and_what_came_too_late_no_score(function: S
     assert decided(function.apply(2, record(6))) == [(6, [])]
 
 
-def test_a_missing_frame_stops_the_shard_unless_a_record_was_unreadable(function: ScoringFunction) -> None:
-    function.apply(2, record(5, Status.computed))  # what is missing before may have been unreadable to another task
+def test_a_missing_frame_stops_the_shard_unless_a_record_was_unreadable(
+    function: ScoringFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be read is answered by frames without decisions."""
+    before = {(2, 3, 5): 1}  # what another task set aside
+    monkeypatch.setattr(flink_scoring, "unreadable_between", lambda _config, _read, *place: before.pop(place, 0))
+    with pytest.raises(SequenceGap, match="sequence 7 follows 3; 3 frames are missing"):
+        function.apply(2, record(7, Status.computed))
+    assert decided(function.apply(2, record(5, Status.computed))) == [(4, []), (5, [("50", "review", "none")])]
     with pytest.raises(SequenceGap, match="sequence 7 follows 5; 1 frames are missing"):
         function.apply(2, record(7, Status.computed))
     for value, reason in (
@@ -106,7 +113,8 @@ def test_a_missing_frame_stops_the_shard_unless_a_record_was_unreadable(function
         with pytest.raises(FrameError, match=reason):
             function.apply(2, value)
     function.set_aside(2, FrameError("truncated", "for the test"))
-    assert decided(function.apply(2, record(7, Status.computed))) == [(7, [("70", "review", "none")])]
+    assert decided(function.apply(2, record(7, Status.computed))) == [(6, []), (7, [("70", "review", "none")])]
+    assert function.apply(2, record(6, Status.computed)) == []
     with pytest.raises(SequenceGap):
         function.apply(2, record(9, Status.computed))
 

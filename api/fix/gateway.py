@@ -13,13 +13,15 @@ import structlog
 
 from api.fix.config import FixSettings
 from api.fix.definitions import Definitions, read_instruments
+from api.fix.drop_copy import DropCopies
 from api.fix.orders import OrderDesk
 from api.fix.process import MESSAGES, READ_BYTES, Connection, FixProcess, read_messages
 from api.fix.session import Session
-from api.fix.store import Place, Store
+from api.fix.store import PendingFrame, Place, Store
 from api.fix.wire import Framer, Message
 from infra.certificates import server_context
 from infra.settings import Settings
+from pipelines.frames import Frame
 
 __all__ = ["Gateway"]
 
@@ -39,10 +41,19 @@ class Gateway(FixProcess):
         super().__init__(settings, config, store, producer="fix")
         self.definitions = Definitions(config.sessions_file or settings.secrets_dir / "fix-sessions.json")
         self._sessions: dict[str, Session] = {}
-        self._orders = OrderDesk(
-            config.comp_id, store, read_instruments(config.instruments_file), self._session, self._log_ends
-        )
-        self.desk = self._orders
+        instruments = read_instruments(config.instruments_file)
+        self._orders = OrderDesk(config.comp_id, store, instruments, self._session, self._log_ends)
+        self._copies = DropCopies(store, instruments, self._session)
+        self._copies.watch(self.definitions.all())
+        self.desk = self
+
+    def take_frames(self) -> list[PendingFrame]:
+        return self._orders.take_frames()
+
+    def apply(self, frame: Frame) -> None:
+        """Tell sessions what a frame of reports says: first of their orders, then those that get copies."""
+        self._orders.apply(frame)
+        self._copies.apply(frame)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -74,6 +85,7 @@ class Gateway(FixProcess):
         self._log_out(list(self._sessions.values()), text)
 
     def tending(self) -> Callable[[], None] | None:
+        self._copies.watch(self.definitions.all())
         connected = [session for session in self._sessions.values() if session.is_connected]
         revoked = [session for session in connected if self.definitions.active(session.comp_id) is None]
         due = [session for session in connected if session.is_due()]

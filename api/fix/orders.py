@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from api.fix.commands import CommandFrames
 from api.fix.definitions import Instrument
+from api.fix.drop_copy import EXEC_TYPES, ROUTED_OUT, STATUSES, execution_id
 from api.fix.session import REJECT, TAG_MISSING, WRONG_FORMAT, WRONG_VALUE, Session
 from api.fix.store import Order, PendingFrame, Request, Store
 from api.fix.wire import Fields, Message, format_time, parse_time
@@ -47,24 +48,16 @@ _SIDES: Final = {"1": "BUY", "2": "SELL"}
 _SIDE_OF: Final = {name: code for code, name in _SIDES.items()}
 _ORDER_TYPES: Final = {"1": "MARKET", "2": "LIMIT", "3": "STOP", "4": "STOP_LIMIT"}
 _TIMES_IN_FORCE: Final = {"0": "DAY", "1": "GTC", "3": "IOC", "4": "FOK", "6": "GTD"}
-_STATUSES: Final = {
-    "NEW": "0", "PARTIALLY_FILLED": "1", "FILLED": "2", "CANCELED": "4", "REJECTED": "8", "SUSPENDED": "9",
-    "EXPIRED": "C",
-}  # fmt: skip
-_EXEC_TYPES: Final = {
-    "NEW": "0", "TRADE": "F", "CANCELED": "4", "REPLACED": "5", "REJECTED": "8", "EXPIRED": "C", "SUSPENDED": "9",
-}  # fmt: skip
 _REJECT_REASONS: Final = {
-    "UNKNOWN_SYMBOL": 1, "EXCHANGE_CLOSED": 2, "TRADING_HALT": 2, "VENUE_UNAVAILABLE": 2, "ORDER_EXCEEDS_LIMIT": 3, "UNKNOWN_ORDER": 5,
-    "DUPLICATE_ORDER": 6, "UNSUPPORTED_ORDER_CHARACTERISTIC": 11, "INCORRECT_QUANTITY": 13, "UNKNOWN_ACCOUNT": 15,
+    "UNKNOWN_SYMBOL": 1, "EXCHANGE_CLOSED": 2, "VENUE_UNAVAILABLE": 2, "TRADING_HALT": 2,
+    "ORDER_EXCEEDS_LIMIT": 3, "UNKNOWN_ORDER": 5, "DUPLICATE_ORDER": 6,
+    "UNSUPPORTED_ORDER_CHARACTERISTIC": 11, "INCORRECT_QUANTITY": 13, "UNKNOWN_ACCOUNT": 15,
 }  # fmt: skip
 """OrdRejReason; FIX 4.4 has not the later numbers of FIX 5.0 and its readers refuse them: they are 99, see Text."""
 OTHER: Final = 99
 TOO_LATE, UNKNOWN_ORDER, ALREADY_PENDING, DUPLICATE_CL_ORD_ID = 0, 1, 3, 6
 """CxlRejReason."""
 _CANCEL_REJECT_REASONS: Final = {"UNKNOWN_ORDER": UNKNOWN_ORDER, "REQUEST_PENDING": ALREADY_PENDING}
-_AT_VENUE: Final[list[tuple[int, str | int]]] = [(851, 3)]
-"""LastLiquidityInd: routed out."""
 EXECUTION_REPORT, CANCEL_REJECT, BUSINESS_REJECT = "8", "9", "j"
 TO_CANCEL, TO_REPLACE = 1, 2
 
@@ -116,13 +109,10 @@ class OrderDesk:
         if message.type == REJECT:
             return  # of something that we said, and nothing that could be done about
         handler = self._handlers.get(message.type)
-        if handler is None:
-            fields: Fields = [
-                (45, message.sequence),
-                (372, message.type),
-                (380, 3),
-                (58, "this message type is not supported"),
-            ]
+        reads_only = session.definition is not None and session.definition.drop_copy
+        if handler is None or reads_only:
+            problem = (6, "a session for drop copies enters nothing") if reads_only else (3, "not supported")
+            fields: Fields = [(45, message.sequence), (372, message.type), (380, problem[0]), (58, problem[1])]
             session.send(BUSINESS_REJECT, fields)
             return
         try:
@@ -425,8 +415,8 @@ class OrderDesk:
             return  # an order of this id that came after ours
         order.leaves = int(report["leaves_quantity"])
         order.cumulative = int(report["cumulative_quantity"])
-        order.status = _STATUSES.get(report["order_status"]) or ("1" if order.cumulative else "0")
-        exec_type = _EXEC_TYPES.get(kind, "D")
+        order.status = STATUSES.get(report["order_status"]) or ("1" if order.cumulative else "0")
+        exec_type = EXEC_TYPES.get(kind, "D")
         more: list[tuple[int, str | int]] = []
         if kind == "REPLACED":
             order.quantity = order.cumulative + order.leaves
@@ -455,11 +445,10 @@ class OrderDesk:
         order.leaves = leaves
         order.notional += quantity * price
         order.status = "1" if leaves else "2"
-        instrument = self._instrument(order.symbol)
+        instrument, at_venue = self._instrument(order.symbol), report["maker_order_id"] is None
         more: list[tuple[int, str | int]] = [
             (32, instrument.quantity(quantity)), (31, instrument.price(price)),
-            *(_AT_VENUE + [(30, report["maker_account"])] if report["maker_order_id"] is None
-              else [(851, 1 if is_maker else 2)]),
+            (851, ROUTED_OUT if at_venue else 1 if is_maker else 2), (30, report["maker_account"] if at_venue else ""),
         ]  # fmt: skip
         self._tell(frame, order, "F", report, more, order.cl_ord_id, is_maker=is_maker)
 
@@ -471,7 +460,7 @@ class OrderDesk:
         self._store.put_order(order)
         if not order.is_live:
             del self._live[order.order_id]
-        exec_id = f"{frame.shard}.{2 * int(report['execution_id']) + is_maker}"
+        exec_id = execution_id(frame.shard, int(report["execution_id"]), is_maker=is_maker)
         self._send(
             self._session_of(order.comp_id), order, exec_type, exec_id, [*more, (60, format_time(frame.produced_at))],
             cl_ord_id,

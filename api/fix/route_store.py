@@ -1,4 +1,4 @@
-"""What a router must not lose: a `SessionStore` with the orders at its venue and the executions that it has heard of."""
+"""What a router must not lose: a `SessionStore` with the orders at its venue and the executions it has heard of."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CREATE TABLE IF NOT EXISTS executions (
 
 @dataclass(slots=True)
 class Route:
-    """An order at the venue. Side, order type and time in force as in FIX; prices in ticks, quantities in lots, times in
-    UTC microseconds. ``cl_ord_id`` and ``quantity`` (the total) are those in force there, ``pending`` is the ClOrdID of
-    the cancel (``pending_kind`` F) or replace (G) under way.
+    """An order at the venue. Side, order type and time in force as in FIX; prices in ticks, quantities in lots, times
+    in UTC microseconds. ``cl_ord_id`` and ``quantity`` (the total) are those in force there, ``pending`` is the ClOrdID
+    of the cancel (``pending_kind`` F) or replace (G) under way.
 
     ``state``: waiting (never sent), sent (not answered), again (sent with PossResend, not answered), doubtful (in the
     log, but from before this store was made: whether the venue knows it must be asked), live, done.

@@ -9,8 +9,8 @@ the circuit is open. One that may have been sent lives until the venue says what
 when an answer is late, it is asked for (OrderStatusRequest). An order that the venue does not know, though it was sent,
 is sent again with PossResend and the same ClOrdID, once.
 
-What the venue says and nobody can place - another order, a bust or a correction, a price between two ticks - goes to the
-log all the same: the kernel answers it with a reason and changes nothing.
+What the venue says and nobody can place - another order, a bust or a correction, a price between two ticks - goes to
+the log all the same: the kernel answers it with a reason and changes nothing.
 
 Not thread-safe; every call is made within a transaction of the store.
 """

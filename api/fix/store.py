@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 
 from pipelines.errors import StreambankError
 
-__all__ = ["Order", "PendingFrame", "Place", "Request", "Sent", "SessionStore", "Store", "StoreError"]
+__all__ = ["CopiedOrder", "Order", "PendingFrame", "Place", "Request", "Sent", "SessionStore", "Store", "StoreError"]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS sessions (comp_id TEXT PRIMARY KEY, next_in INTEGER NOT NULL, next_out INTEGER NOT NULL);
@@ -45,6 +45,10 @@ CREATE INDEX IF NOT EXISTS live_orders ON orders (comp_id) WHERE status IN ('A',
 CREATE TABLE IF NOT EXISTS requests (
     comp_id TEXT, cl_ord_id TEXT, kind TEXT, order_id INTEGER, original TEXT, trace TEXT, position INTEGER,
     stop_price INTEGER, state TEXT, made_at INTEGER, PRIMARY KEY (comp_id, cl_ord_id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS copied_orders (
+    shard INTEGER, order_id INTEGER, account TEXT, symbol TEXT, side TEXT, price INTEGER, quantity INTEGER,
+    cumulative INTEGER, leaves INTEGER, notional TEXT, status TEXT, PRIMARY KEY (shard, order_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS open_requests ON requests (trace) WHERE state IN ('sent', 'routed');
 """
@@ -81,6 +85,23 @@ class Order:
     @property
     def is_live(self) -> bool:
         return self.status in LIVE
+
+
+@dataclass(slots=True)
+class CopiedOrder:
+    """A live order of an account whose reports are copied; ``side`` BUY or SELL, the others as of `Order`."""
+
+    shard: int
+    order_id: int
+    account: str
+    symbol: str
+    side: str
+    price: int
+    quantity: int
+    cumulative: int
+    leaves: int
+    notional: int
+    status: str
 
 
 @dataclass(slots=True)
@@ -131,8 +152,8 @@ class Place:
 
 
 class SessionStore:
-    """Sequence numbers, messages sent, pending frames and the place in the reports. Raises `StoreError` when the file is
-    in use."""
+    """Sequence numbers, messages sent, pending frames and the place in the reports. Raises `StoreError` when the file
+    is in use."""
 
     schema: ClassVar[str] = _SCHEMA
 
@@ -260,6 +281,17 @@ class Store(SessionStore):
     def open_requests(self) -> list[Request]:
         """Those that were not answered yet."""
         return [Request(*row) for row in self._db.execute("SELECT * FROM requests WHERE state IN ('sent', 'routed')")]
+
+    def copied_orders(self) -> list[CopiedOrder]:
+        rows = self._db.execute("SELECT * FROM copied_orders")
+        return [CopiedOrder(*row[:9], int(row[9]), row[10]) for row in rows]
+
+    def put_copied(self, order: CopiedOrder) -> None:
+        values = (*astuple(order)[:9], str(order.notional), order.status)
+        self._db.execute(f"INSERT OR REPLACE INTO copied_orders VALUES ({', '.join('?' * 11)})", values)  # noqa: S608
+
+    def drop_copied(self, order: CopiedOrder) -> None:
+        self._db.execute("DELETE FROM copied_orders WHERE (shard, order_id) = (?, ?)", (order.shard, order.order_id))
 
     def forget_before(self, time: int) -> None:
         """Forget messages sent and orders ended before a time, with their ClOrdIDs."""

@@ -491,7 +491,8 @@ class MatchingKernel:
 
     def state_rows(self) -> Iterator[dict[str, Any]]:
         """Symbols, accounts, balances, positions and sessions in the order of their creation, then the live orders in
-        the order of symbol, side and priority, then the routed ones; with the schema's names, integers as Python ints."""
+        the order of symbol, side and priority, then the routed ones; with the schema's names, integers as Python
+        ints."""
         state = self._arrays
         meta = state.meta
         names = self._name

@@ -13,7 +13,8 @@ import numpy as np
 
 __all__ = [
     "ACCOUNT", "BALANCE", "EXTRA", "LEVEL", "NAME", "ORDER", "POSITION", "ROUTE", "SESSION", "SIDE", "SYMBOL",
-    "ExecType", "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention", "Side", "TimeInForce", "TradingStatus",
+    "ExecType", "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention", "Side", "TimeInForce",
+    "TradingStatus",
 ]  # fmt: skip
 
 
@@ -191,9 +192,9 @@ ROUTE: Final = _record(
     ("venue", "<i4"),
     ("pending", "<i4"),
 )
-"""The EXTRA record of a routed order, ``expire_at`` and ``reserve_price`` being in the same place. ``ordered``: total lots
-as the venue knows them; ``number``: that of the RouteRequest that sent it; ``request``, ``pending`` and what was asked:
-of the cancel or replace under way, see `pipelines.matching.routed`; ``venue``: its account."""
+"""The EXTRA record of a routed order, ``expire_at`` and ``reserve_price`` being in the same place. ``ordered``: total
+lots as the venue knows them; ``number``: that of the RouteRequest that sent it; ``request``, ``pending`` and what was
+asked: of the cancel or replace under way, see `pipelines.matching.routed`; ``venue``: its account."""
 
 SYMBOL: Final = _record(
     256,

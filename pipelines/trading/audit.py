@@ -286,7 +286,8 @@ def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | N
         "36": order.initial_quantity, "37": order.leaves_quantity, "38": displayed,
         "39": event.trade_quantity if is_trade else None, "40": order.minimum_quantity or None, "41": None,
         "42": None, "43": order.post_only,
-        "44": ("PASV" if event.is_maker else "AGRE") if is_trade and not event.venue else None, "45": prevents, "46": None, "47": None,
+        "44": ("PASV" if event.is_maker else "AGRE") if is_trade and not event.venue else None,
+        "45": prevents, "46": None, "47": None,
         "48": f"{event.shard}-{event.execution_id}" if is_trade else None, "49": None, "50": None, "51": None,
     }  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""Orders of a FIX client that go to a venue: gateway, matching kernel and router on real Kafka, with QuickFIX/J as client
-and as venue, both over TLS. Router and venue are killed; every order ends once, and the money is right."""
+"""Orders of a FIX client that go to a venue: gateway, matching kernel and router on real Kafka, with QuickFIX/J as
+client and as venue, both over TLS. Router and venue are killed; every order ends once, and the money is right."""
 
 from __future__ import annotations
 

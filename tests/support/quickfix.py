@@ -57,8 +57,8 @@ def trust_store(directory: Path, authority: Path) -> Path:
 
 
 class Engine:
-    """One process of QuickFIX/J; ``directory`` keeps its sequence numbers and messages, so that another one can take over.
-    ``hears`` gets each line's event and message, in a thread."""
+    """One process of QuickFIX/J; ``directory`` keeps its sequence numbers and messages, so that another one can take
+    over. ``hears`` gets each line's event and message, in a thread."""
 
     def __init__(
         self, directory: Path, configuration: str, username: str, password: str,

@@ -68,9 +68,9 @@ def test_a_routed_order_reserves_fills_at_the_venue_and_settles_exactly(market: 
     reports = market.apply(order)
     [accepted, request] = reports
     assert accepted["leaves_quantity"] == 10  # and no trade with what rests here at that price
-    assert {name: request[name] for name in ("action", "venue", "order_id", "side", "order_type", "price", "quantity")} == {
-        "action": "NEW", "venue": "V", "order_id": 1, "side": "BUY", "order_type": "LIMIT", "price": 100, "quantity": 10,
-    }  # fmt: skip
+    wanted = {"action": "NEW", "venue": "V", "order_id": 1, "side": "BUY", "order_type": "LIMIT", "price": 100}
+    assert {name: request[name] for name in wanted} == wanted
+    assert request["quantity"] == 10
     assert request["route"] == request["execution_id"]
     assert market.book("X") == ([], [(100, 5, 1)])
     route = request["route"]

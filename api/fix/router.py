@@ -57,6 +57,9 @@ class Router(FixProcess):
                 self.store.mark(f"end {shard}", end)
         return {shard: Place(0, 0) for shard in ends}
 
+    def started(self) -> None:
+        self._routes.lost()  # the time that the venue is given to come begins now
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self._stay_connected())

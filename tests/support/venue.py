@@ -87,8 +87,13 @@ class Venue:
         wait_until(lambda: self.engine and self.engine.count("started"), 60, "the venue listens")
 
     def kill(self) -> None:
-        assert self.engine is not None
-        self.engine.kill()
+        """End the engine by SIGKILL. What this process told it to say is on its disk by then, as with a venue that
+        stores an execution before it is one."""
+        engine = self.engine
+        assert engine is not None
+        engine.tell("echo", "done")
+        wait_until(lambda: engine.count("echo"), 60, "the venue has stored what it said")
+        engine.kill()
 
     def close(self) -> None:
         assert self.engine is not None

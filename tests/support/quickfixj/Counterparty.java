@@ -28,7 +28,8 @@ import java.time.ZoneOffset;
  *   <li>{@code send TYPE 11=a|55=ACME|…} sends a message; TransactTime is set here;
  *   <li>{@code expect N} sets the next number that it expects, as if it had lost what came after;
  *   <li>{@code skip N} leaves N of its own numbers out, as if they had been lost on the way;
- *   <li>{@code logout}, {@code logon}, {@code test} (a TestRequest), {@code break} (the connection).
+ *   <li>{@code logout}, {@code logon}, {@code test} (a TestRequest), {@code break} (the connection);
+ *   <li>{@code echo WORD} says that all commands before it are done.
  * </ul>
  */
 public final class Counterparty implements Application {
@@ -63,6 +64,7 @@ public final class Counterparty implements Application {
                     session.getExpectedSenderNum() + Integer.parseInt(words[1]));
                 case "logout" -> session.logout();
                 case "logon" -> session.logon();
+                case "echo" -> say("echo", words[1]);
                 case "break" -> session.disconnect("as if the line were cut", false);
                 case "test" -> session.generateTestRequest(words[1]);
                 default -> throw new IllegalArgumentException(line);

@@ -37,6 +37,7 @@ MAX_BALANCE: Final = 4 * 10**18
 PPM: Final = 1_000_000
 
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
+_SYMBOL_BITS: Final = (PAGE_BYTES // 256).bit_length() - 1
 
 BUY: Final = np.int64(Side.BUY)
 MARKET: Final = np.int64(OrderType.MARKET)
@@ -205,7 +206,9 @@ def reserve(state: Any, slot: Any, lots: Any) -> Any:
         fees = lots * instrument.taker_fee
         if raised > 0 and balance.available + balance.value - fees < balance.initial + raised:
             return INSUFFICIENT_FUNDS
-        instrument.mark_price = mark_price
+        if instrument.mark_price != mark_price:
+            instrument.mark_price = mark_price
+            mark(state.dirty, state.first_pages[arrays.SYMBOLS_PAGES] + (symbol >> _SYMBOL_BITS))
         position.open_buy = open_buy
         position.open_sell = open_sell
         value_position(state, place, symbol)

@@ -425,5 +425,5 @@ def test_sessions_are_made_verified_and_revoked(tmp_path: Path) -> None:
 
 def test_a_store_has_one_gateway(tmp_path: Path) -> None:
     Store(tmp_path / "fix.sqlite")
-    with pytest.raises(StoreError, match="another FIX gateway"):
+    with pytest.raises(StoreError, match="another process"):
         Store(tmp_path / "fix.sqlite")

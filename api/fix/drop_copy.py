@@ -111,7 +111,7 @@ class DropCopies:
         known = self._store.order(order.order_id)
         entered_here = known is not None and (known.account, known.symbol) == (order.account, order.symbol)
         is_live = order.status in "019"
-        fields = [
+        fields: list[tuple[int, str | int]] = [
             (37, order.order_id), (11, known.cl_ord_id if known is not None and entered_here else ""),
             (17, execution_id(frame.shard, int(report["execution_id"]), is_maker=is_maker)),
             (150, EXEC_TYPES.get(report["exec_type"], "D")), (39, order.status), (1, order.account),

@@ -283,12 +283,15 @@ class Store(SessionStore):
         return [Request(*row) for row in self._db.execute("SELECT * FROM requests WHERE state IN ('sent', 'routed')")]
 
     def copied_orders(self) -> list[CopiedOrder]:
-        rows = self._db.execute("SELECT * FROM copied_orders")
-        return [CopiedOrder(*row[:9], int(row[9]), row[10]) for row in rows]
+        rows = [list(row) for row in self._db.execute("SELECT * FROM copied_orders")]
+        for row in rows:
+            row[_COPIED_NOTIONAL] = int(row[_COPIED_NOTIONAL])
+        return [CopiedOrder(*row) for row in rows]
 
     def put_copied(self, order: CopiedOrder) -> None:
-        values = (*astuple(order)[:9], str(order.notional), order.status)
-        self._db.execute(f"INSERT OR REPLACE INTO copied_orders VALUES ({', '.join('?' * 11)})", values)  # noqa: S608
+        values = list(astuple(order))
+        values[_COPIED_NOTIONAL] = str(order.notional)
+        self._db.execute(_PUT_COPIED, values)
 
     def drop_copied(self, order: CopiedOrder) -> None:
         self._db.execute("DELETE FROM copied_orders WHERE (shard, order_id) = (?, ?)", (order.shard, order.order_id))
@@ -306,6 +309,9 @@ _PUT_ORDER: Final = f"INSERT OR REPLACE INTO orders VALUES ({', '.join('?' * len
 _PUT_REQUEST: Final = f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(_REQUEST))})"  # noqa: S608
 _ENDED: Final = "SELECT order_id FROM orders WHERE status NOT IN ('A', '0', '1', '9') AND updated_at < ?"
 _NOTIONAL: Final = _ORDER.index("notional")
+_COPIED: Final = tuple(field.name for field in fields(CopiedOrder))
+_COPIED_NOTIONAL: Final = _COPIED.index("notional")
+_PUT_COPIED: Final = f"INSERT OR REPLACE INTO copied_orders VALUES ({', '.join('?' * len(_COPIED))})"  # noqa: S608
 
 
 def _order(row: tuple[object, ...]) -> Order:

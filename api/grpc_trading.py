@@ -53,6 +53,7 @@ _FIELDS: Final = {
         ("place", pb.PlaceOrderRequest), ("cancel", pb.CancelOrderRequest), ("amend", pb.AmendOrderRequest),
     )
 }  # fmt: skip
+_OPTIONAL: Final = ("price", "quantity", "stop_price", "total_quantity")
 _EXECUTION_FIELDS: Final = (
     "exec_type", "order_status", "account", "symbol", "price", "quantity", "leaves_quantity", "reason",
 )  # fmt: skip
@@ -264,7 +265,7 @@ def _record(kind: str, request: Any) -> dict[str, Any]:
                 value = _ENUMS[name].Name(value)
             except ValueError:
                 raise Problem("invalid-event", f"{name}: {value} is not one of its values.") from None
-        elif kind == "amend" and name in ("price", "quantity", "stop_price") and not request.HasField(name):
+        elif kind == "amend" and name in _OPTIONAL and not request.HasField(name):
             continue
         record[name] = value
     return record
@@ -286,11 +287,20 @@ def _own_reports(command: _Command, events: Events) -> list[Any]:
             if int(report["order_id"]) != command.order_id and report["account"] != command.account:
                 continue
             report = taker_side(report)
+        elif report["type"] == "RouteRequest" and int(report["order_id"]) != command.order_id:
+            continue
         reports.append(_message(report, command.run.shard))
     return reports
 
 
 def _message(report: dict[str, Any], shard: int) -> Any:
+    if report["type"] == "RouteRequest":
+        return pb.Report(
+            kind=pb.Report.ROUTE_REQUEST, exec_type=report["action"], order_id=int(report["order_id"]),
+            account=report["account"], symbol=report["symbol"], side=pb.Side.Value(report["side"]),
+            price=int(report["price"]), quantity=int(report["quantity"]), reason=report["reason"],
+            execution_id=int(report["execution_id"]), shard=shard,
+        )  # fmt: skip
     if report["type"] != "ExecutionReport":
         return pb.Report(
             kind=pb.Report.CANCEL_REJECT, exec_type=report["response_to"], order_id=int(report["order_id"]),

@@ -153,4 +153,6 @@ class ReportReader(ResultReader):
             if told:
                 [report] = render_events(_CODEC, Events(events.rows[index : index + 1], events.heap))
                 for listener, side in told:
+                    if side is maker_side and report["maker_order_id"] is None:
+                        continue  # a venue traded, which has no order here
                     listener.deliver(side(report), frame.shard)

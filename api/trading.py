@@ -45,7 +45,7 @@ __all__ = ["ADMIN_ROUTE", "ORDER_ROUTES", "OrderIngest", "Trading", "not_granted
 ORDER_COMMANDS: Final = ("NewOrder", "CancelOrder", "AmendOrder", "MassCancel")
 ADMIN_COMMANDS: Final = (
     "SymbolDefinition", "AccountDefinition", "Deposit", "SecurityTradingStatus", "KillSwitch", "MarkPrice",
-    "SessionLimit", "MassCancel",
+    "SessionLimit", "MassCancel", "VenueReport",
 )  # fmt: skip
 ORDER_ROUTES: Final = (
     WriteRoute("/v1/orders", ("NewOrder",)),

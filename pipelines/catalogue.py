@@ -117,7 +117,7 @@ MATCHING_COMMANDS: Final = Topic(
     owner="api",
     writers="many producers",
     doc="Orders, cancels, amendments and the admin events that govern them.",
-    producers=("api", "dlq", "fix"),
+    producers=("api", "dlq", "fix", "router"),
 )
 MATCHING_REPORTS: Final = Topic(
     "matching.reports",

@@ -40,7 +40,8 @@ class DefinitionError(StreambankError):
 
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A counterparty's session. ``number`` is the session of the orders in the log, for `SessionLimit`; the username
-    that a Logon must give is ``username``. ``messages_per_second`` 0: no limit."""
+    that a Logon must give is ``username``. ``messages_per_second`` 0: no limit. ``drop_copy``: it enters nothing and
+    gets a copy of every execution report of its accounts."""
 
     comp_id: str
     number: int
@@ -49,6 +50,7 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_hash: str
     messages_per_second: int = 0
     cancel_on_disconnect: bool = False
+    drop_copy: bool = False
     created_at: float = 0.0
     revoked_at: float | None = None
 
@@ -77,6 +79,7 @@ class Definitions:
         username: str = "",
         messages_per_second: int = 0,
         cancel_on_disconnect: bool = False,
+        drop_copy: bool = False,
     ) -> tuple[Definition, str]:
         """Make a session; returns it and its password, which is stored nowhere. A revoked one is made anew."""
         if not _COMP_ID.fullmatch(comp_id):
@@ -94,7 +97,7 @@ class Definitions:
             number = known.number if known else 1 + max((found.number for found in self._found.values()), default=0)
             definition = Definition(
                 comp_id, number, tuple(dict.fromkeys(accounts)), username or comp_id, self._hasher.hash(password),
-                messages_per_second, cancel_on_disconnect, time.time(),
+                messages_per_second, cancel_on_disconnect, drop_copy, time.time(),
             )  # fmt: skip
             self._write({**self._found, comp_id: definition})
         return definition, password

@@ -17,53 +17,47 @@ Not thread-safe; every call is made within a transaction of the store.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from api.fix.commands import CommandFrames
 from api.fix.definitions import Instrument
-from api.fix.session import TAG_MISSING, WRONG_FORMAT, WRONG_VALUE, Session
+from api.fix.drop_copy import EXEC_TYPES, ROUTED_OUT, STATUSES, execution_id
+from api.fix.session import REJECT, TAG_MISSING, WRONG_FORMAT, WRONG_VALUE, Session
 from api.fix.store import Order, PendingFrame, Request, Store
 from api.fix.wire import Fields, Message, format_time, parse_time
-from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
+from pipelines.catalogue import MATCHING_REPORTS
 from pipelines.codec import codec_of
-from pipelines.event_json import EventsBuilder, render_events
+from pipelines.event_json import render_events
 from pipelines.frames import Events, Frame
 from pipelines.trading.routing import shard_of
 
 __all__ = ["OrderDesk"]
 
-FRAME_COMMANDS: Final = 1_000
-"""Commands of a frame, at most; far below 256 KiB."""
-
-_COMMANDS: Final = codec_of(MATCHING_COMMANDS.name)
 _REPORTS: Final = codec_of(MATCHING_REPORTS.name)
 _EXECUTION: Final = _REPORTS.event_type("ExecutionReport")
 _ORDER_WORD: Final = _EXECUTION.field("order_id").word
 _MAKER_WORD: Final = _EXECUTION.field("maker_order_id").word
 _REFUSAL: Final = _REPORTS.event_type("OrderCancelReject")
+_REFUSED_WORD: Final = _REFUSAL.field("order_id").word
+_ROUTE: Final = _REPORTS.event_type("RouteRequest")
 _INPUT_WORD: Final = _REFUSAL.field("input").word
 
 _SIDES: Final = {"1": "BUY", "2": "SELL"}
 _SIDE_OF: Final = {name: code for code, name in _SIDES.items()}
 _ORDER_TYPES: Final = {"1": "MARKET", "2": "LIMIT", "3": "STOP", "4": "STOP_LIMIT"}
 _TIMES_IN_FORCE: Final = {"0": "DAY", "1": "GTC", "3": "IOC", "4": "FOK", "6": "GTD"}
-_STATUSES: Final = {
-    "NEW": "0", "PARTIALLY_FILLED": "1", "FILLED": "2", "CANCELED": "4", "REJECTED": "8", "SUSPENDED": "9",
-    "EXPIRED": "C",
-}  # fmt: skip
-_EXEC_TYPES: Final = {
-    "NEW": "0", "TRADE": "F", "CANCELED": "4", "REPLACED": "5", "REJECTED": "8", "EXPIRED": "C", "SUSPENDED": "9",
-}  # fmt: skip
 _REJECT_REASONS: Final = {
-    "UNKNOWN_SYMBOL": 1, "EXCHANGE_CLOSED": 2, "TRADING_HALT": 2, "ORDER_EXCEEDS_LIMIT": 3, "UNKNOWN_ORDER": 5,
-    "DUPLICATE_ORDER": 6, "UNSUPPORTED_ORDER_CHARACTERISTIC": 11, "INCORRECT_QUANTITY": 13, "UNKNOWN_ACCOUNT": 15,
+    "UNKNOWN_SYMBOL": 1, "EXCHANGE_CLOSED": 2, "VENUE_UNAVAILABLE": 2, "TRADING_HALT": 2,
+    "ORDER_EXCEEDS_LIMIT": 3, "UNKNOWN_ORDER": 5, "DUPLICATE_ORDER": 6,
+    "UNSUPPORTED_ORDER_CHARACTERISTIC": 11, "INCORRECT_QUANTITY": 13, "UNKNOWN_ACCOUNT": 15,
 }  # fmt: skip
 """OrdRejReason; FIX 4.4 has not the later numbers of FIX 5.0 and its readers refuse them: they are 99, see Text."""
 OTHER: Final = 99
 TOO_LATE, UNKNOWN_ORDER, ALREADY_PENDING, DUPLICATE_CL_ORD_ID = 0, 1, 3, 6
 """CxlRejReason."""
+_CANCEL_REJECT_REASONS: Final = {"UNKNOWN_ORDER": UNKNOWN_ORDER, "REQUEST_PENDING": ALREADY_PENDING}
 EXECUTION_REPORT, CANCEL_REJECT, BUSINESS_REJECT = "8", "9", "j"
 TO_CANCEL, TO_REPLACE = 1, 2
 
@@ -74,11 +68,6 @@ class _Malformed(Exception):  # noqa: N818 - a state, named for what it is
 
 class _Refused(Exception):  # noqa: N818 - a state, named for what it is
     """A request that is refused: (OrdRejReason or CxlRejReason, text)."""
-
-
-class _Batch(NamedTuple):
-    trace: str
-    commands: EventsBuilder
 
 
 class OrderDesk:
@@ -99,16 +88,16 @@ class OrderDesk:
         self._instruments = instruments
         self._any_instrument = Instrument()
         self._session_of = session_of
-        self._log_ends = log_ends
+        self._frames = CommandFrames(store, log_ends, clock)
         self._clock = clock
         self._live = {order.order_id: order for order in store.live_orders()}
         self._waiting: dict[str, dict[int, Request]] = {}
+        self._routed: dict[int, Request] = {}
+        """Cancels and replaces that a venue was asked for, by order: they are answered when it answers."""
         self._replacing: set[int] = set()
         """Orders with a replace that was not answered."""
         for request in store.open_requests():
             self._await(request)
-        self._batches: dict[int, _Batch] = {}
-        self._full: list[tuple[int, _Batch]] = []
         self._handlers: dict[str, Callable[[Session, Message], None]] = {
             "D": self._new, "F": self._cancel, "G": self._replace, "H": self._status, "AF": self._mass_status,
         }  # fmt: skip
@@ -117,14 +106,13 @@ class OrderDesk:
 
     def receive(self, session: Session, message: Message) -> None:
         """Take an application message."""
+        if message.type == REJECT:
+            return  # of something that we said, and nothing that could be done about
         handler = self._handlers.get(message.type)
-        if handler is None:
-            fields: Fields = [
-                (45, message.sequence),
-                (372, message.type),
-                (380, 3),
-                (58, "this message type is not supported"),
-            ]
+        reads_only = session.definition is not None and session.definition.drop_copy
+        if handler is None or reads_only:
+            problem = (6, "a session for drop copies enters nothing") if reads_only else (3, "not supported")
+            fields: Fields = [(45, message.sequence), (372, message.type), (380, problem[0]), (58, problem[1])]
             session.send(BUSINESS_REJECT, fields)
             return
         try:
@@ -145,27 +133,10 @@ class OrderDesk:
 
     def take_frames(self) -> list[PendingFrame]:
         """Store what the messages asked for since the last call, as frames that are now to be sent."""
-        batches = [*self._full, *self._batches.items()]
-        self._full, self._batches = [], {}
-        frames = []
-        for shard, batch in batches:
-            now = self._clock()
-            body = _COMMANDS.encode(Frame(MATCHING_COMMANDS.name, shard, 0, now, batch.trace, batch.commands.build()))
-            frames.append(self._store.add_frame(shard, batch.trace, self._log_ends.get(shard, -1), now, body))
-        return frames
+        return self._frames.take()
 
     def _command(self, symbol: str, record: Mapping[str, Any]) -> tuple[str, int]:
-        """Add a command to its shard's frame; returns the frame's trace and the command's position in it."""
-        shard = shard_of(symbol)
-        batch = self._batches.get(shard)
-        if batch is None:
-            trace = f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
-            batch = self._batches[shard] = _Batch(trace, EventsBuilder(_COMMANDS))
-        position = len(batch.commands)
-        batch.commands.add(record)
-        if position + 1 == FRAME_COMMANDS:
-            self._full.append((shard, self._batches.pop(shard)))
-        return batch.trace, position
+        return self._frames.add(shard_of(symbol), record)
 
     def _new(self, session: Session, message: Message) -> None:
         cl_ord_id = _identifier(message, 11)
@@ -195,6 +166,8 @@ class OrderDesk:
         symbol, account = message.get(55), self._account(session, message)
         if not (symbol.isascii() and len(symbol) <= 32):
             raise _Refused(1, "UNKNOWN_SYMBOL: a symbol has at most 32 ASCII characters")
+        if not (message.get(100).isascii() and len(message.get(100)) <= 32):
+            raise _Refused(OTHER, "UNKNOWN_VENUE: an ExDestination has at most 32 ASCII characters")
         instrument = self._instrument(symbol)
         side = _SIDES.get(message.get(54))
         order_type = _ORDER_TYPES.get(message.get(40))
@@ -217,7 +190,7 @@ class OrderDesk:
             "display_quantity": str(_quantity(message, 111, instrument) if message.get(111) else 0),
             "minimum_quantity": str(_quantity(message, 110, instrument) if message.get(110) else 0),
             "session": session.definition.number if session.definition else 0,
-            "transact_time": str(_time(message, 60)),
+            "transact_time": str(_time(message, 60)), "destination": message.get(100),
         })  # fmt: skip
         order = Order(
             order_id, session.comp_id, cl_ord_id, account, symbol, message.get(54), message.get(40),
@@ -276,8 +249,8 @@ class OrderDesk:
         if order.order_type in "34" and message.get(99):
             stop_price = _price(message, 99, instrument)
             record["stop_price"] = str(stop_price)
-        if quantity != order.quantity:  # one that stays is left to the market, which knows all trades
-            record["quantity"] = str(quantity - order.cumulative)
+        if quantity != order.quantity:
+            record["total_quantity"] = str(quantity)  # the market knows all trades
         trace, position = self._command(order.symbol, record)
         self._replacing.add(order.order_id)
         self._open(session, message, "replace", order.order_id, original, trace, position, stop_price)
@@ -336,7 +309,10 @@ class OrderDesk:
         self._await(request)
 
     def _await(self, request: Request) -> None:
-        self._waiting.setdefault(request.trace, {})[request.position] = request
+        if request.state == "routed":
+            self._routed[request.order_id] = request
+        else:
+            self._waiting.setdefault(request.trace, {})[request.position] = request
         if request.kind == "replace":
             self._replacing.add(request.order_id)
 
@@ -382,15 +358,21 @@ class OrderDesk:
         for index, row in enumerate(events.rows.tolist()):
             if row[0] == _EXECUTION.kind:
                 concerns = row[_ORDER_WORD] in live or row[_MAKER_WORD] in live
+            elif row[0] == _REFUSAL.kind:
+                concerns = row[_INPUT_WORD] in waiting or row[_REFUSED_WORD] in self._routed
             else:
-                concerns = row[0] == _REFUSAL.kind and row[_INPUT_WORD] in waiting
+                concerns = row[0] == _ROUTE.kind and row[_INPUT_WORD] in waiting
             if not concerns:
                 continue
             [report] = render_events(_REPORTS, Events(events.rows[index : index + 1], events.heap))
             request = waiting.get(int(report["input"]))
             if report["type"] == "OrderCancelReject":
-                if request is not None:
-                    self._change_refused(request, report)
+                asked = request or self._routed_request(report, {"CANCEL": "cancel", "AMEND": "replace"})
+                if asked is not None:
+                    self._change_refused(asked, report)
+            elif report["type"] == "RouteRequest":
+                if request is not None and request.kind != "new" and request.order_id == int(report["order_id"]):
+                    self._ask_venue(request)
             else:
                 self._execution(frame, report, request)
 
@@ -399,12 +381,25 @@ class OrderDesk:
         mine = request if request is not None and request.order_id == order_id else None
         order = self._live.get(order_id) if mine is not None else self._own(order_id, report["account"], report)
         if order is not None:
+            mine = mine or self._routed_request(report, {"CANCELED": "cancel", "REPLACED": "replace"})
             self._happened(frame, order, report, mine)
-        if report["exec_type"] == "TRADE":
+        if report["exec_type"] == "TRADE" and report["maker_order_id"] is not None:
             maker = self._own(int(report["maker_order_id"]), report["maker_account"], report)
             if maker is not None:
                 maker.cumulative += int(report["quantity"])
                 self._traded(frame, maker, report, int(report["maker_leaves_quantity"]), is_maker=True)
+
+    def _routed_request(self, report: Mapping[str, Any], kinds: Mapping[str, str]) -> Request | None:
+        """The request that a venue was asked for and now has answered."""
+        asked = self._routed.get(int(report["order_id"]))
+        said = kinds.get(report.get("response_to") or report["exec_type"])
+        return asked if asked is not None and asked.kind == said else None
+
+    def _ask_venue(self, request: Request) -> None:
+        self._forget(request)
+        request.state = "routed"
+        self._store.put_request(request)
+        self._routed[request.order_id] = request
 
     def _own(self, order_id: int, account: str, report: Mapping[str, Any]) -> Order | None:
         order = self._live.get(order_id)
@@ -420,8 +415,8 @@ class OrderDesk:
             return  # an order of this id that came after ours
         order.leaves = int(report["leaves_quantity"])
         order.cumulative = int(report["cumulative_quantity"])
-        order.status = _STATUSES.get(report["order_status"]) or ("1" if order.cumulative else "0")
-        exec_type = _EXEC_TYPES.get(kind, "D")
+        order.status = STATUSES.get(report["order_status"]) or ("1" if order.cumulative else "0")
+        exec_type = EXEC_TYPES.get(kind, "D")
         more: list[tuple[int, str | int]] = []
         if kind == "REPLACED":
             order.quantity = order.cumulative + order.leaves
@@ -450,9 +445,10 @@ class OrderDesk:
         order.leaves = leaves
         order.notional += quantity * price
         order.status = "1" if leaves else "2"
-        instrument = self._instrument(order.symbol)
+        instrument, at_venue = self._instrument(order.symbol), report["maker_order_id"] is None
         more: list[tuple[int, str | int]] = [
-            (32, instrument.quantity(quantity)), (31, instrument.price(price)), (851, 1 if is_maker else 2),
+            (32, instrument.quantity(quantity)), (31, instrument.price(price)),
+            (851, ROUTED_OUT if at_venue else 1 if is_maker else 2), (30, report["maker_account"] if at_venue else ""),
         ]  # fmt: skip
         self._tell(frame, order, "F", report, more, order.cl_ord_id, is_maker=is_maker)
 
@@ -464,7 +460,7 @@ class OrderDesk:
         self._store.put_order(order)
         if not order.is_live:
             del self._live[order.order_id]
-        exec_id = f"{frame.shard}.{2 * int(report['execution_id']) + is_maker}"
+        exec_id = execution_id(frame.shard, int(report["execution_id"]), is_maker=is_maker)
         self._send(
             self._session_of(order.comp_id), order, exec_type, exec_id, [*more, (60, format_time(frame.produced_at))],
             cl_ord_id,
@@ -486,7 +482,7 @@ class OrderDesk:
         ])  # fmt: skip
 
     def _change_refused(self, request: Request, report: Mapping[str, Any]) -> None:
-        reason = UNKNOWN_ORDER if report["reason"] == "UNKNOWN_ORDER" else OTHER
+        reason = _CANCEL_REJECT_REASONS.get(report["reason"], OTHER)
         if reason == UNKNOWN_ORDER and request.order_id not in self._live:
             reason = TOO_LATE
         response_to = TO_CANCEL if request.kind == "cancel" else TO_REPLACE
@@ -499,6 +495,11 @@ class OrderDesk:
         self._store.put_request(request)
         if request.kind == "replace":
             self._replacing.discard(request.order_id)
+        if self._routed.get(request.order_id) is request:
+            del self._routed[request.order_id]
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
         waiting = self._waiting.get(request.trace, {})
         waiting.pop(request.position, None)
         if not waiting:

@@ -1,4 +1,6 @@
-"""One FIX 4.4 session of an acceptor, apart from any transport: logon, sequence numbers, heartbeats, recovery.
+"""One FIX 4.4 session, apart from any transport: logon, sequence numbers, heartbeats, recovery.
+
+An acceptor's session begins with `Session.logon`, an initiator's with `Session.open`.
 
 Numbers are kept in the store and never start anew unless the counterparty asks for it (ResetSeqNumFlag). What is sent
 while nobody is connected gets its number and waits: at the next logon the counterparty sees the gap and asks for it.
@@ -16,9 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from api.fix.config import FixSettings
+from api.fix.config import ProcessSettings
 from api.fix.definitions import Definition
-from api.fix.store import Sent, Store
+from api.fix.store import Sent, SessionStore
 from api.fix.wire import BEGIN_STRING, Fields, Message, encode, encode_body, number, parse_time
 
 __all__ = ["Link", "Session"]
@@ -46,8 +48,8 @@ class Session:
     def __init__(
         self,
         comp_id: str,
-        config: FixSettings,
-        store: Store,
+        config: ProcessSettings,
+        store: SessionStore,
         touched: set[Session],
         application: Callable[[Session, Message], None],
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -61,6 +63,7 @@ class Session:
         self._clock = clock
         self.next_in, self.next_out = store.numbers(comp_id)
         self._link: Link | None = None
+        self._awaits_logon = self._resets = False
         self._unsent: list[bytes] = []
         self._is_closing = False
         self._heartbeat = 30.0
@@ -77,20 +80,40 @@ class Session:
     def is_connected(self) -> bool:
         return self._link is not None
 
-    def logon(self, message: Message, definition: Definition, link: Link) -> None:
-        """Take a Logon whose credentials were checked."""
-        self.definition = definition
+    @property
+    def is_logged_on(self) -> bool:
+        return self._link is not None and not self._awaits_logon and not self._is_closing
+
+    def open(self, link: Link, heartbeat: int, credentials: Fields, *, reset: bool = False) -> None:
+        """Log on to an acceptor; the session is logged on when its answer was received."""
+        self._begin(link)
+        if reset:
+            self._start_anew()
+        self._awaits_logon, self._resets = True, reset
+        self._heartbeat = float(heartbeat)
+        self._session_message(LOGON, [(98, 0), (108, heartbeat), *([(141, "Y")] if reset else []), *credentials])
+
+    def _begin(self, link: Link) -> None:
         self._link = link
-        self._is_closing = False
+        self._is_closing = self._awaits_logon = False
         self._heard_at = self._sent_at = time.monotonic()
         self._tested, self._awaited = False, 0
+
+    def _start_anew(self) -> None:
+        self.next_in = self.next_out = 1
+        self._store.forget_sent(self.comp_id)
+
+    def logon(self, message: Message, definition: Definition, link: Link, minimum_heartbeat: int = 1) -> None:
+        """Take a Logon whose credentials were checked."""
+        self.definition = definition
+        self._begin(link)
         sequence, heartbeat = message.sequence, number(message.get(108))
         resets = message.get(141) == "Y"
         problem = ""
         if message.get(98, "0") != "0":
             problem = "EncryptMethod(98) must be 0"
-        elif heartbeat < self._config.minimum_heartbeat:
-            problem = f"HeartBtInt(108) must be at least {self._config.minimum_heartbeat}"
+        elif heartbeat < minimum_heartbeat:
+            problem = f"HeartBtInt(108) must be at least {minimum_heartbeat}"
         elif resets and sequence != 1:
             problem = "ResetSeqNumFlag(141) needs MsgSeqNum(34) 1"
         elif self._is_late(message):
@@ -102,8 +125,7 @@ class Session:
             self._close()
             return
         if resets:
-            self.next_in = self.next_out = 1
-            self._store.forget_sent(self.comp_id)
+            self._start_anew()
         self._heartbeat = float(heartbeat)
         self._session_message(LOGON, [(98, 0), (108, heartbeat), *([(141, "Y")] if resets else [])])
         if sequence == self.next_in:
@@ -172,12 +194,12 @@ class Session:
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
-    def send(self, msg_type: str, fields: Fields) -> None:
+    def send(self, msg_type: str, fields: Fields, *, possible_resend: bool = False) -> None:
         """Give an application message its number and keep it; it leaves at `flush`, or when it is asked for."""
         sequence, now, body = self._take_number(), self._clock(), encode_body(fields)
         self._store.add_sent(self.comp_id, Sent(sequence, msg_type, now, body))
         if self._link is not None:
-            self._unsent.append(self._encoded(msg_type, sequence, now, body))
+            self._unsent.append(self._encoded(msg_type, sequence, now, body, possible_resend=possible_resend))
 
     def reject(self, message: Message, tag: int, reason: int, text: str) -> None:
         """Session-level Reject: the message is no valid one."""
@@ -193,8 +215,13 @@ class Session:
         self.next_out += 1
         return self.next_out - 1
 
-    def _encoded(self, msg_type: str, sequence: int, now: int, body: bytes, original: int | None = None) -> bytes:
-        return encode(msg_type, self._config.comp_id, self.comp_id, sequence, now, body, original)
+    def _encoded(
+        self, msg_type: str, sequence: int, now: int, body: bytes, original: int | None = None, *,
+        possible_resend: bool = False,
+    ) -> bytes:  # fmt: skip
+        return encode(
+            msg_type, self._config.comp_id, self.comp_id, sequence, now, body, original, possible_resend=possible_resend
+        )
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -206,6 +233,13 @@ class Session:
         self._tested = False
         self._touched.add(self)
         kind, sequence = message.type, message.sequence
+        answers = self._awaits_logon and kind == LOGON
+        if self._awaits_logon and (kind not in (LOGON, LOGOUT) or (message.get(141) == "Y" and not self._resets)):
+            self.logout("a Logon without ResetSeqNumFlag(141) was expected" if answers else "a Logon was expected")
+            self._close()
+            return
+        if answers:
+            self._awaits_logon = False
         if message.get(8) != BEGIN_STRING or sequence < 0:
             self.logout("BeginString(8) must be FIX.4.4" if sequence >= 0 else "MsgSeqNum(34) is missing")
             self._close()
@@ -224,7 +258,8 @@ class Session:
                 self._close()
         else:
             self._advance(sequence + 1)
-            self._take(message)
+            if not answers:
+                self._take(message)
 
     def _take(self, message: Message) -> None:
         kind = message.type
@@ -248,7 +283,7 @@ class Session:
             self._take_logout()
         elif kind == LOGON:
             self.reject(message, 35, WRONG_VALUE, "the session is logged on already")
-        elif kind not in (HEARTBEAT, REJECT):
+        elif kind != HEARTBEAT:
             self._application(self, message)
 
     def _advance(self, next_in: int) -> None:

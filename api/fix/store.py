@@ -1,11 +1,12 @@
-"""What the gateway must not lose: one SQLite file, changed in transactions that are on disk when they end.
+"""What a FIX process must not lose: one SQLite file, changed in transactions that are on disk when they end.
 
 Sequence numbers, messages sent, the ClOrdIDs and orders of every session, the frames of orders that Kafka has not
 acknowledged, and the place in matching.reports are one state: a batch of reports moves the place and stores the
 messages made of them at once, and an order is stored together with the sequence number of the message that it came in.
 So a restart neither loses nor repeats a report, and an order that is sent again is known.
 
-Used from one thread. A lock file keeps a second gateway away from the same store.
+`SessionStore` is what gateway and router have in common, `Store` the gateway's. Used from one thread. A lock file keeps
+a second process away from the same store.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pipelines.errors import StreambankError
 
-__all__ = ["Order", "PendingFrame", "Place", "Request", "Sent", "Store", "StoreError"]
+__all__ = ["CopiedOrder", "Order", "PendingFrame", "Place", "Request", "Sent", "SessionStore", "Store", "StoreError"]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS sessions (comp_id TEXT PRIMARY KEY, next_in INTEGER NOT NULL, next_out INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS sent (
     comp_id TEXT, sequence INTEGER, msg_type TEXT, sent_at INTEGER, body BLOB, PRIMARY KEY (comp_id, sequence)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS frames (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, shard INTEGER, trace TEXT, after INTEGER, made_at INTEGER, body BLOB
+);
+CREATE TABLE IF NOT EXISTS places (shard INTEGER PRIMARY KEY, next_offset INTEGER, sequence INTEGER);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
+"""
+_ORDERS_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS orders (
     order_id INTEGER PRIMARY KEY, comp_id TEXT, cl_ord_id TEXT, account TEXT, symbol TEXT, side TEXT, order_type TEXT,
     time_in_force TEXT, price INTEGER, stop_price INTEGER, quantity INTEGER, cumulative INTEGER, leaves INTEGER,
@@ -38,12 +46,11 @@ CREATE TABLE IF NOT EXISTS requests (
     comp_id TEXT, cl_ord_id TEXT, kind TEXT, order_id INTEGER, original TEXT, trace TEXT, position INTEGER,
     stop_price INTEGER, state TEXT, made_at INTEGER, PRIMARY KEY (comp_id, cl_ord_id)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS open_requests ON requests (trace) WHERE state = 'sent';
-CREATE TABLE IF NOT EXISTS frames (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, shard INTEGER, trace TEXT, after INTEGER, made_at INTEGER, body BLOB
-);
-CREATE TABLE IF NOT EXISTS places (shard INTEGER PRIMARY KEY, next_offset INTEGER, sequence INTEGER);
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
+CREATE TABLE IF NOT EXISTS copied_orders (
+    shard INTEGER, order_id INTEGER, account TEXT, symbol TEXT, side TEXT, price INTEGER, quantity INTEGER,
+    cumulative INTEGER, leaves INTEGER, notional TEXT, status TEXT, PRIMARY KEY (shard, order_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS open_requests ON requests (trace) WHERE state IN ('sent', 'routed');
 """
 LIVE: Final = frozenset("A019")
 """OrdStatus of orders that can still change: pending new, new, partially filled, suspended."""
@@ -81,9 +88,26 @@ class Order:
 
 
 @dataclass(slots=True)
+class CopiedOrder:
+    """A live order of an account whose reports are copied; ``side`` BUY or SELL, the others as of `Order`."""
+
+    shard: int
+    order_id: int
+    account: str
+    symbol: str
+    side: str
+    price: int
+    quantity: int
+    cumulative: int
+    leaves: int
+    notional: int
+    status: str
+
+
+@dataclass(slots=True)
 class Request:
     """A ClOrdID: what it asked for (new, cancel, replace), of which order, and where in the log it is. ``state`` is
-    sent, done or refused; ``stop_price`` is that of a replace, 0 to keep."""
+    sent, routed (a venue was asked), done or refused; ``stop_price`` is that of a replace, 0 to keep."""
 
     comp_id: str
     cl_ord_id: str
@@ -127,8 +151,11 @@ class Place:
     sequence: int
 
 
-class Store:
-    """See the module. Raises `StoreError` when the file is in use."""
+class SessionStore:
+    """Sequence numbers, messages sent, pending frames and the place in the reports. Raises `StoreError` when the file
+    is in use."""
+
+    schema: ClassVar[str] = _SCHEMA
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -137,12 +164,12 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise StoreError(f"another FIX gateway uses {path}; stop it or set STREAMBANK_FIX_STORE") from None
+            raise StoreError(f"another process uses {path}; stop it or choose another store") from None
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(self.schema)
 
     def close(self) -> None:
         self._db.close()
@@ -184,35 +211,6 @@ class Store:
     def forget_sent(self, comp_id: str) -> None:
         self._db.execute("DELETE FROM sent WHERE comp_id = ?", (comp_id,))
 
-    # --- orders ----------------------------------------------------------------------------------------------------
-
-    def live_orders(self) -> list[Order]:
-        rows = self._db.execute("SELECT * FROM orders WHERE status IN ('A', '0', '1', '9') ORDER BY updated_at")
-        return [_order(row) for row in rows]
-
-    def order(self, order_id: int) -> Order | None:
-        row = self._db.execute("SELECT * FROM orders WHERE order_id = ?", (order_id,)).fetchone()
-        return row and _order(row)
-
-    def put_order(self, order: Order) -> None:
-        values = [
-            str(value) if name == "notional" else value for name, value in zip(_ORDER, astuple(order), strict=True)
-        ]
-        self._db.execute(_PUT_ORDER, values)
-
-    def request(self, comp_id: str, cl_ord_id: str) -> Request | None:
-        row = self._db.execute(
-            "SELECT * FROM requests WHERE comp_id = ? AND cl_ord_id = ?", (comp_id, cl_ord_id)
-        ).fetchone()
-        return row and Request(*row)
-
-    def put_request(self, request: Request) -> None:
-        self._db.execute(_PUT_REQUEST, astuple(request))
-
-    def open_requests(self) -> list[Request]:
-        """Those that were not answered yet."""
-        return [Request(*row) for row in self._db.execute("SELECT * FROM requests WHERE state = 'sent'")]
-
     def count(self, name: str) -> int:
         """The next number of a sequence, from 1."""
         row = self._db.execute(
@@ -246,8 +244,61 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", (shard, place.next_offset, place.sequence))
 
     def forget_before(self, time: int) -> None:
-        """Forget messages sent and orders ended before a time, with their ClOrdIDs."""
+        """Forget messages sent before a time."""
         self._db.execute("DELETE FROM sent WHERE sent_at < ?", (time,))
+
+
+class Store(SessionStore):
+    """A gateway's, with orders and ClOrdIDs."""
+
+    schema: ClassVar[str] = _SCHEMA + _ORDERS_SCHEMA
+
+    # --- orders ----------------------------------------------------------------------------------------------------
+
+    def live_orders(self) -> list[Order]:
+        rows = self._db.execute("SELECT * FROM orders WHERE status IN ('A', '0', '1', '9') ORDER BY updated_at")
+        return [_order(row) for row in rows]
+
+    def order(self, order_id: int) -> Order | None:
+        row = self._db.execute("SELECT * FROM orders WHERE order_id = ?", (order_id,)).fetchone()
+        return row and _order(row)
+
+    def put_order(self, order: Order) -> None:
+        values = [
+            str(value) if name == "notional" else value for name, value in zip(_ORDER, astuple(order), strict=True)
+        ]
+        self._db.execute(_PUT_ORDER, values)
+
+    def request(self, comp_id: str, cl_ord_id: str) -> Request | None:
+        row = self._db.execute(
+            "SELECT * FROM requests WHERE comp_id = ? AND cl_ord_id = ?", (comp_id, cl_ord_id)
+        ).fetchone()
+        return row and Request(*row)
+
+    def put_request(self, request: Request) -> None:
+        self._db.execute(_PUT_REQUEST, astuple(request))
+
+    def open_requests(self) -> list[Request]:
+        """Those that were not answered yet."""
+        return [Request(*row) for row in self._db.execute("SELECT * FROM requests WHERE state IN ('sent', 'routed')")]
+
+    def copied_orders(self) -> list[CopiedOrder]:
+        rows = [list(row) for row in self._db.execute("SELECT * FROM copied_orders")]
+        for row in rows:
+            row[_COPIED_NOTIONAL] = int(row[_COPIED_NOTIONAL])
+        return [CopiedOrder(*row) for row in rows]
+
+    def put_copied(self, order: CopiedOrder) -> None:
+        values = list(astuple(order))
+        values[_COPIED_NOTIONAL] = str(order.notional)
+        self._db.execute(_PUT_COPIED, values)
+
+    def drop_copied(self, order: CopiedOrder) -> None:
+        self._db.execute("DELETE FROM copied_orders WHERE (shard, order_id) = (?, ?)", (order.shard, order.order_id))
+
+    def forget_before(self, time: int) -> None:
+        """Forget messages sent and orders ended before a time, with their ClOrdIDs."""
+        super().forget_before(time)
         self._db.execute(f"DELETE FROM requests WHERE order_id IN ({_ENDED})", (time,))  # noqa: S608 - a constant
         self._db.execute(f"DELETE FROM orders WHERE order_id IN ({_ENDED})", (time,))  # noqa: S608
 
@@ -258,6 +309,9 @@ _PUT_ORDER: Final = f"INSERT OR REPLACE INTO orders VALUES ({', '.join('?' * len
 _PUT_REQUEST: Final = f"INSERT OR REPLACE INTO requests VALUES ({', '.join('?' * len(_REQUEST))})"  # noqa: S608
 _ENDED: Final = "SELECT order_id FROM orders WHERE status NOT IN ('A', '0', '1', '9') AND updated_at < ?"
 _NOTIONAL: Final = _ORDER.index("notional")
+_COPIED: Final = tuple(field.name for field in fields(CopiedOrder))
+_COPIED_NOTIONAL: Final = _COPIED.index("notional")
+_PUT_COPIED: Final = f"INSERT OR REPLACE INTO copied_orders VALUES ({', '.join('?' * len(_COPIED))})"  # noqa: S608
 
 
 def _order(row: tuple[object, ...]) -> Order:

@@ -145,10 +145,14 @@ def encode(
     sent_at: int,
     body: bytes,
     original_sent_at: int | None = None,
+    *,
+    possible_resend: bool = False,
 ) -> bytes:
     """A message; ``body`` is the fields after the header (`encode_body`). With ``original_sent_at`` it is one that is
-    sent again: PossDupFlag and OrigSendingTime are set. Times in UTC microseconds."""
+    sent again: PossDupFlag and OrigSendingTime are set; ``possible_resend`` sets PossResend. Times in UTC
+    microseconds."""
     again = "" if original_sent_at is None else f"43=Y\x01122={format_time(original_sent_at)}\x01"
+    again += "97=Y\x01" if possible_resend else ""
     head = f"35={msg_type}\x0149={sender}\x0156={target}\x0134={sequence}\x01{again}52={format_time(sent_at)}\x01"
     content = head.encode("latin-1", "replace") + body
     data = b"8=%s\x019=%d\x01" % (BEGIN_STRING.encode(), len(content)) + content

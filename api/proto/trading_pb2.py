@@ -14,45 +14,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61pi/proto/trading.proto\x12\ntrading.v1\"\xdf\x03\n\x11PlaceOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x1e\n\x04side\x18\x04 \x01(\x0e\x32\x10.trading.v1.Side\x12)\n\norder_type\x18\x05 \x01(\x0e\x32\x15.trading.v1.OrderType\x12.\n\rtime_in_force\x18\x06 \x01(\x0e\x32\x17.trading.v1.TimeInForce\x12\r\n\x05price\x18\x07 \x01(\x03\x12\x10\n\x08quantity\x18\x08 \x01(\x03\x12\x12\n\nstop_price\x18\t \x01(\x03\x12\x18\n\x10\x64isplay_quantity\x18\n \x01(\x03\x12\x18\n\x10minimum_quantity\x18\x0b \x01(\x03\x12\x11\n\tpost_only\x18\x0c \x01(\x08\x12>\n\x15self_trade_prevention\x18\r \x01(\x0e\x32\x1f.trading.v1.SelfTradePrevention\x12\x11\n\texpire_at\x18\x0e \x01(\x03\x12\x0e\n\x06\x62udget\x18\x0f \x01(\x03\x12\x15\n\rreserve_price\x18\x10 \x01(\x03\x12\x0f\n\x07session\x18\x11 \x01(\x03\x12\x15\n\rtransact_time\x18\x12 \x01(\x03\"o\n\x12\x43\x61ncelOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x03\x12\x15\n\rtransact_time\x18\x05 \x01(\x03\"\xd8\x01\n\x11\x41mendOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x12\n\x05price\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08quantity\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nstop_price\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0f\n\x07session\x18\x07 \x01(\x03\x12\x15\n\rtransact_time\x18\x08 \x01(\x03\x42\x08\n\x06_priceB\x0b\n\t_quantityB\r\n\x0b_stop_price\"V\n\rOrderResponse\x12 \n\x05place\x18\x01 \x01(\x0b\x32\x11.trading.v1.Place\x12#\n\x07reports\x18\x02 \x03(\x0b\x32\x12.trading.v1.Report\"5\n\x05Place\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05trace\x18\x03 \x01(\t\"\xe1\x02\n\x06Report\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trading.v1.Report.Kind\x12\x11\n\texec_type\x18\x02 \x01(\t\x12\x14\n\x0corder_status\x18\x03 \x01(\t\x12\x10\n\x08order_id\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x05 \x01(\t\x12\x0e\n\x06symbol\x18\x06 \x01(\t\x12\x1e\n\x04side\x18\x07 \x01(\x0e\x32\x10.trading.v1.Side\x12\r\n\x05price\x18\x08 \x01(\x03\x12\x10\n\x08quantity\x18\t \x01(\x03\x12\x17\n\x0fleaves_quantity\x18\n \x01(\x03\x12\x1b\n\x13\x63umulative_quantity\x18\x0b \x01(\x03\x12\x14\n\x0c\x65xecution_id\x18\x0c \x01(\x03\x12\x0e\n\x06reason\x18\r \x01(\t\x12\r\n\x05shard\x18\x0e \x01(\x05\"(\n\x04Kind\x12\r\n\tEXECUTION\x10\x00\x12\x11\n\rCANCEL_REJECT\x10\x01\"\xe5\x01\n\x0cOrderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x05place\x18\x02 \x01(\x0b\x32\x1d.trading.v1.PlaceOrderRequestH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.trading.v1.CancelOrderRequestH\x00\x12.\n\x05\x61mend\x18\x04 \x01(\x0b\x32\x1d.trading.v1.AmendOrderRequestH\x00\x12$\n\x06listen\x18\x05 \x01(\x0b\x32\x12.trading.v1.ListenH\x00\x42\t\n\x07request\"\x19\n\x06Listen\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\"\xa3\x01\n\nOrderEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.trading.v1.ReportH\x00\x12&\n\x07refusal\x18\x03 \x01(\x0b\x32\x13.trading.v1.RefusalH\x00\x12*\n\tlistening\x18\x04 \x01(\x0b\x32\x15.trading.v1.ListeningH\x00\x42\x07\n\x05\x65vent\"\'\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x1c\n\tListening\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t*/\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x07\n\x03\x42UY\x10\x01\x12\x08\n\x04SELL\x10\x02*<\n\tOrderType\x12\t\n\x05LIMIT\x10\x00\x12\n\n\x06MARKET\x10\x01\x12\x08\n\x04STOP\x10\x02\x12\x0e\n\nSTOP_LIMIT\x10\x03*:\n\x0bTimeInForce\x12\x07\n\x03GTC\x10\x00\x12\x07\n\x03\x44\x41Y\x10\x01\x12\x07\n\x03GTD\x10\x02\x12\x07\n\x03IOC\x10\x03\x12\x07\n\x03\x46OK\x10\x04*z\n\x13SelfTradePrevention\x12\x13\n\x0f\x41\x43\x43OUNT_DEFAULT\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\x11\n\rCANCEL_NEWEST\x10\x02\x12\x11\n\rCANCEL_OLDEST\x10\x03\x12\x0f\n\x0b\x43\x41NCEL_BOTH\x10\x04\x12\r\n\tDECREMENT\x10\x05\x32\xaf\x02\n\x0eTradingService\x12\x46\n\nPlaceOrder\x12\x1d.trading.v1.PlaceOrderRequest\x1a\x19.trading.v1.OrderResponse\x12H\n\x0b\x43\x61ncelOrder\x12\x1e.trading.v1.CancelOrderRequest\x1a\x19.trading.v1.OrderResponse\x12\x46\n\nAmendOrder\x12\x1d.trading.v1.AmendOrderRequest\x1a\x19.trading.v1.OrderResponse\x12\x43\n\x0bOrderStream\x12\x18.trading.v1.OrderRequest\x1a\x16.trading.v1.OrderEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61pi/proto/trading.proto\x12\ntrading.v1\"\xf4\x03\n\x11PlaceOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x1e\n\x04side\x18\x04 \x01(\x0e\x32\x10.trading.v1.Side\x12)\n\norder_type\x18\x05 \x01(\x0e\x32\x15.trading.v1.OrderType\x12.\n\rtime_in_force\x18\x06 \x01(\x0e\x32\x17.trading.v1.TimeInForce\x12\r\n\x05price\x18\x07 \x01(\x03\x12\x10\n\x08quantity\x18\x08 \x01(\x03\x12\x12\n\nstop_price\x18\t \x01(\x03\x12\x18\n\x10\x64isplay_quantity\x18\n \x01(\x03\x12\x18\n\x10minimum_quantity\x18\x0b \x01(\x03\x12\x11\n\tpost_only\x18\x0c \x01(\x08\x12>\n\x15self_trade_prevention\x18\r \x01(\x0e\x32\x1f.trading.v1.SelfTradePrevention\x12\x11\n\texpire_at\x18\x0e \x01(\x03\x12\x0e\n\x06\x62udget\x18\x0f \x01(\x03\x12\x15\n\rreserve_price\x18\x10 \x01(\x03\x12\x0f\n\x07session\x18\x11 \x01(\x03\x12\x15\n\rtransact_time\x18\x12 \x01(\x03\x12\x13\n\x0b\x64\x65stination\x18\x13 \x01(\t\"o\n\x12\x43\x61ncelOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x03\x12\x15\n\rtransact_time\x18\x05 \x01(\x03\"\x88\x02\n\x11\x41mendOrderRequest\x12\x10\n\x08order_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x0e\n\x06symbol\x18\x03 \x01(\t\x12\x12\n\x05price\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08quantity\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nstop_price\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0f\n\x07session\x18\x07 \x01(\x03\x12\x15\n\rtransact_time\x18\x08 \x01(\x03\x12\x1b\n\x0etotal_quantity\x18\t \x01(\x03H\x03\x88\x01\x01\x42\x08\n\x06_priceB\x0b\n\t_quantityB\r\n\x0b_stop_priceB\x11\n\x0f_total_quantity\"V\n\rOrderResponse\x12 \n\x05place\x18\x01 \x01(\x0b\x32\x11.trading.v1.Place\x12#\n\x07reports\x18\x02 \x03(\x0b\x32\x12.trading.v1.Report\"5\n\x05Place\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\r\n\x05trace\x18\x03 \x01(\t\"\xf4\x02\n\x06Report\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trading.v1.Report.Kind\x12\x11\n\texec_type\x18\x02 \x01(\t\x12\x14\n\x0corder_status\x18\x03 \x01(\t\x12\x10\n\x08order_id\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x63\x63ount\x18\x05 \x01(\t\x12\x0e\n\x06symbol\x18\x06 \x01(\t\x12\x1e\n\x04side\x18\x07 \x01(\x0e\x32\x10.trading.v1.Side\x12\r\n\x05price\x18\x08 \x01(\x03\x12\x10\n\x08quantity\x18\t \x01(\x03\x12\x17\n\x0fleaves_quantity\x18\n \x01(\x03\x12\x1b\n\x13\x63umulative_quantity\x18\x0b \x01(\x03\x12\x14\n\x0c\x65xecution_id\x18\x0c \x01(\x03\x12\x0e\n\x06reason\x18\r \x01(\t\x12\r\n\x05shard\x18\x0e \x01(\x05\";\n\x04Kind\x12\r\n\tEXECUTION\x10\x00\x12\x11\n\rCANCEL_REJECT\x10\x01\x12\x11\n\rROUTE_REQUEST\x10\x02\"\xe5\x01\n\x0cOrderRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x05place\x18\x02 \x01(\x0b\x32\x1d.trading.v1.PlaceOrderRequestH\x00\x12\x30\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1e.trading.v1.CancelOrderRequestH\x00\x12.\n\x05\x61mend\x18\x04 \x01(\x0b\x32\x1d.trading.v1.AmendOrderRequestH\x00\x12$\n\x06listen\x18\x05 \x01(\x0b\x32\x12.trading.v1.ListenH\x00\x42\t\n\x07request\"\x19\n\x06Listen\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\"\xa3\x01\n\nOrderEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x12.trading.v1.ReportH\x00\x12&\n\x07refusal\x18\x03 \x01(\x0b\x32\x13.trading.v1.RefusalH\x00\x12*\n\tlistening\x18\x04 \x01(\x0b\x32\x15.trading.v1.ListeningH\x00\x42\x07\n\x05\x65vent\"\'\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x1c\n\tListening\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t*/\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x07\n\x03\x42UY\x10\x01\x12\x08\n\x04SELL\x10\x02*<\n\tOrderType\x12\t\n\x05LIMIT\x10\x00\x12\n\n\x06MARKET\x10\x01\x12\x08\n\x04STOP\x10\x02\x12\x0e\n\nSTOP_LIMIT\x10\x03*:\n\x0bTimeInForce\x12\x07\n\x03GTC\x10\x00\x12\x07\n\x03\x44\x41Y\x10\x01\x12\x07\n\x03GTD\x10\x02\x12\x07\n\x03IOC\x10\x03\x12\x07\n\x03\x46OK\x10\x04*z\n\x13SelfTradePrevention\x12\x13\n\x0f\x41\x43\x43OUNT_DEFAULT\x10\x00\x12\x08\n\x04NONE\x10\x01\x12\x11\n\rCANCEL_NEWEST\x10\x02\x12\x11\n\rCANCEL_OLDEST\x10\x03\x12\x0f\n\x0b\x43\x41NCEL_BOTH\x10\x04\x12\r\n\tDECREMENT\x10\x05\x32\xaf\x02\n\x0eTradingService\x12\x46\n\nPlaceOrder\x12\x1d.trading.v1.PlaceOrderRequest\x1a\x19.trading.v1.OrderResponse\x12H\n\x0b\x43\x61ncelOrder\x12\x1e.trading.v1.CancelOrderRequest\x1a\x19.trading.v1.OrderResponse\x12\x46\n\nAmendOrder\x12\x1d.trading.v1.AmendOrderRequest\x1a\x19.trading.v1.OrderResponse\x12\x43\n\x0bOrderStream\x12\x18.trading.v1.OrderRequest\x1a\x16.trading.v1.OrderEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'api.proto.trading_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SIDE']._serialized_start=1848
-  _globals['_SIDE']._serialized_end=1895
-  _globals['_ORDERTYPE']._serialized_start=1897
-  _globals['_ORDERTYPE']._serialized_end=1957
-  _globals['_TIMEINFORCE']._serialized_start=1959
-  _globals['_TIMEINFORCE']._serialized_end=2017
-  _globals['_SELFTRADEPREVENTION']._serialized_start=2019
-  _globals['_SELFTRADEPREVENTION']._serialized_end=2141
+  _globals['_SIDE']._serialized_start=1936
+  _globals['_SIDE']._serialized_end=1983
+  _globals['_ORDERTYPE']._serialized_start=1985
+  _globals['_ORDERTYPE']._serialized_end=2045
+  _globals['_TIMEINFORCE']._serialized_start=2047
+  _globals['_TIMEINFORCE']._serialized_end=2105
+  _globals['_SELFTRADEPREVENTION']._serialized_start=2107
+  _globals['_SELFTRADEPREVENTION']._serialized_end=2229
   _globals['_PLACEORDERREQUEST']._serialized_start=40
-  _globals['_PLACEORDERREQUEST']._serialized_end=519
-  _globals['_CANCELORDERREQUEST']._serialized_start=521
-  _globals['_CANCELORDERREQUEST']._serialized_end=632
-  _globals['_AMENDORDERREQUEST']._serialized_start=635
-  _globals['_AMENDORDERREQUEST']._serialized_end=851
-  _globals['_ORDERRESPONSE']._serialized_start=853
-  _globals['_ORDERRESPONSE']._serialized_end=939
-  _globals['_PLACE']._serialized_start=941
-  _globals['_PLACE']._serialized_end=994
-  _globals['_REPORT']._serialized_start=997
-  _globals['_REPORT']._serialized_end=1350
-  _globals['_REPORT_KIND']._serialized_start=1310
-  _globals['_REPORT_KIND']._serialized_end=1350
-  _globals['_ORDERREQUEST']._serialized_start=1353
-  _globals['_ORDERREQUEST']._serialized_end=1582
-  _globals['_LISTEN']._serialized_start=1584
-  _globals['_LISTEN']._serialized_end=1609
-  _globals['_ORDEREVENT']._serialized_start=1612
-  _globals['_ORDEREVENT']._serialized_end=1775
-  _globals['_REFUSAL']._serialized_start=1777
-  _globals['_REFUSAL']._serialized_end=1816
-  _globals['_LISTENING']._serialized_start=1818
-  _globals['_LISTENING']._serialized_end=1846
-  _globals['_TRADINGSERVICE']._serialized_start=2144
-  _globals['_TRADINGSERVICE']._serialized_end=2447
+  _globals['_PLACEORDERREQUEST']._serialized_end=540
+  _globals['_CANCELORDERREQUEST']._serialized_start=542
+  _globals['_CANCELORDERREQUEST']._serialized_end=653
+  _globals['_AMENDORDERREQUEST']._serialized_start=656
+  _globals['_AMENDORDERREQUEST']._serialized_end=920
+  _globals['_ORDERRESPONSE']._serialized_start=922
+  _globals['_ORDERRESPONSE']._serialized_end=1008
+  _globals['_PLACE']._serialized_start=1010
+  _globals['_PLACE']._serialized_end=1063
+  _globals['_REPORT']._serialized_start=1066
+  _globals['_REPORT']._serialized_end=1438
+  _globals['_REPORT_KIND']._serialized_start=1379
+  _globals['_REPORT_KIND']._serialized_end=1438
+  _globals['_ORDERREQUEST']._serialized_start=1441
+  _globals['_ORDERREQUEST']._serialized_end=1670
+  _globals['_LISTEN']._serialized_start=1672
+  _globals['_LISTEN']._serialized_end=1697
+  _globals['_ORDEREVENT']._serialized_start=1700
+  _globals['_ORDEREVENT']._serialized_end=1863
+  _globals['_REFUSAL']._serialized_start=1865
+  _globals['_REFUSAL']._serialized_end=1904
+  _globals['_LISTENING']._serialized_start=1906
+  _globals['_LISTENING']._serialized_end=1934
+  _globals['_TRADINGSERVICE']._serialized_start=2232
+  _globals['_TRADINGSERVICE']._serialized_end=2535
 # @@protoc_insertion_point(module_scope)

@@ -55,7 +55,7 @@ CANCEL_BOTH: SelfTradePrevention
 DECREMENT: SelfTradePrevention
 
 class PlaceOrderRequest(_message.Message):
-    __slots__ = ("order_id", "account", "symbol", "side", "order_type", "time_in_force", "price", "quantity", "stop_price", "display_quantity", "minimum_quantity", "post_only", "self_trade_prevention", "expire_at", "budget", "reserve_price", "session", "transact_time")
+    __slots__ = ("order_id", "account", "symbol", "side", "order_type", "time_in_force", "price", "quantity", "stop_price", "display_quantity", "minimum_quantity", "post_only", "self_trade_prevention", "expire_at", "budget", "reserve_price", "session", "transact_time", "destination")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     SYMBOL_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class PlaceOrderRequest(_message.Message):
     RESERVE_PRICE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TRANSACT_TIME_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
     order_id: int
     account: str
     symbol: str
@@ -92,7 +93,8 @@ class PlaceOrderRequest(_message.Message):
     reserve_price: int
     session: int
     transact_time: int
-    def __init__(self, order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., order_type: _Optional[_Union[OrderType, str]] = ..., time_in_force: _Optional[_Union[TimeInForce, str]] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., stop_price: _Optional[int] = ..., display_quantity: _Optional[int] = ..., minimum_quantity: _Optional[int] = ..., post_only: bool = ..., self_trade_prevention: _Optional[_Union[SelfTradePrevention, str]] = ..., expire_at: _Optional[int] = ..., budget: _Optional[int] = ..., reserve_price: _Optional[int] = ..., session: _Optional[int] = ..., transact_time: _Optional[int] = ...) -> None: ...
+    destination: str
+    def __init__(self, order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., order_type: _Optional[_Union[OrderType, str]] = ..., time_in_force: _Optional[_Union[TimeInForce, str]] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., stop_price: _Optional[int] = ..., display_quantity: _Optional[int] = ..., minimum_quantity: _Optional[int] = ..., post_only: bool = ..., self_trade_prevention: _Optional[_Union[SelfTradePrevention, str]] = ..., expire_at: _Optional[int] = ..., budget: _Optional[int] = ..., reserve_price: _Optional[int] = ..., session: _Optional[int] = ..., transact_time: _Optional[int] = ..., destination: _Optional[str] = ...) -> None: ...
 
 class CancelOrderRequest(_message.Message):
     __slots__ = ("order_id", "account", "symbol", "session", "transact_time")
@@ -109,7 +111,7 @@ class CancelOrderRequest(_message.Message):
     def __init__(self, order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., session: _Optional[int] = ..., transact_time: _Optional[int] = ...) -> None: ...
 
 class AmendOrderRequest(_message.Message):
-    __slots__ = ("order_id", "account", "symbol", "price", "quantity", "stop_price", "session", "transact_time")
+    __slots__ = ("order_id", "account", "symbol", "price", "quantity", "stop_price", "session", "transact_time", "total_quantity")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     SYMBOL_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +120,7 @@ class AmendOrderRequest(_message.Message):
     STOP_PRICE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TRANSACT_TIME_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_QUANTITY_FIELD_NUMBER: _ClassVar[int]
     order_id: int
     account: str
     symbol: str
@@ -126,7 +129,8 @@ class AmendOrderRequest(_message.Message):
     stop_price: int
     session: int
     transact_time: int
-    def __init__(self, order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., stop_price: _Optional[int] = ..., session: _Optional[int] = ..., transact_time: _Optional[int] = ...) -> None: ...
+    total_quantity: int
+    def __init__(self, order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., stop_price: _Optional[int] = ..., session: _Optional[int] = ..., transact_time: _Optional[int] = ..., total_quantity: _Optional[int] = ...) -> None: ...
 
 class OrderResponse(_message.Message):
     __slots__ = ("place", "reports")
@@ -152,8 +156,10 @@ class Report(_message.Message):
         __slots__ = ()
         EXECUTION: _ClassVar[Report.Kind]
         CANCEL_REJECT: _ClassVar[Report.Kind]
+        ROUTE_REQUEST: _ClassVar[Report.Kind]
     EXECUTION: Report.Kind
     CANCEL_REJECT: Report.Kind
+    ROUTE_REQUEST: Report.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXEC_TYPE_FIELD_NUMBER: _ClassVar[int]
     ORDER_STATUS_FIELD_NUMBER: _ClassVar[int]

@@ -50,13 +50,20 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option(help="Cancel its orders when its connection ends.", envvar="STREAMBANK_FIX_ADD_CANCEL"),
         ] = False,
+        drop_copy: Annotated[
+            bool,
+            typer.Option(
+                help="Enter nothing; get a copy of every execution report of the accounts, * being all of them.",
+                envvar="STREAMBANK_FIX_ADD_DROP_COPY",
+            ),
+        ] = False,
     ) -> None:
         """Make a session and print its password, which is shown this once."""
         from rich.console import Console
 
         definition, password = _definitions().add(
             comp_id, account, username=username, messages_per_second=messages_per_second,
-            cancel_on_disconnect=cancel_on_disconnect,
+            cancel_on_disconnect=cancel_on_disconnect, drop_copy=drop_copy,
         )  # fmt: skip
         Console(stderr=True).print(
             f"[green]made[/] for {', '.join(definition.accounts)}; the password is shown this once:"
@@ -74,14 +81,14 @@ def register(app: typer.Typer) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("comp id", "number", "accounts", "messages/s", "cancel on disconnect", "revoked")
+        table = Table("comp id", "number", "accounts", "messages/s", "cancel on disconnect", "drop copy", "revoked")
         for found in _definitions().all():
             revoked = (
                 datetime.fromtimestamp(found.revoked_at, UTC).isoformat(" ", "seconds") if found.revoked_at else ""
             )
             table.add_row(
                 found.comp_id, str(found.number), " ".join(found.accounts), str(found.messages_per_second or ""),
-                "yes" if found.cancel_on_disconnect else "", revoked,
+                "yes" if found.cancel_on_disconnect else "", "yes" if found.drop_copy else "", revoked,
             )  # fmt: skip
         Console().print(table)
 

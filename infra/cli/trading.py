@@ -94,7 +94,7 @@ def register(app: typer.Typer) -> None:
         from pipelines.trading.audit import audit_trail
         from pipelines.trading.routing import shard_of
 
-        table = Table("time", "sequence", "event", "price", "quantity", "open", "status", "reason")
+        table = Table("time", "sequence", "event", "price", "quantity", "open", "status", "reason", "venue")
         for event in order_events(shard_events(settings(), shard_of(symbol)), order_id):
             record = audit_trail(event)
             if record.get("symbol", symbol) != symbol:
@@ -105,6 +105,7 @@ def register(app: typer.Typer) -> None:
                 str(record.get("trade_price", record.get("price", ""))),
                 str(record.get("trade_quantity", record.get("quantity", ""))),
                 str(record.get("leaves_quantity", "")), record.get("order_status", ""), record["reason"],
+                " ".join(filter(None, (record.get("venue"), record.get("venue_execution_id")))),
             )  # fmt: skip
         if not table.row_count:
             raise AuditError(f"order {order_id} of {symbol} was never heard of")

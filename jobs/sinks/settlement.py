@@ -18,6 +18,8 @@ limits: whether a trade may happen was decided by the matching kernel, where fun
 applies an id once. Repeated reports, a killed relay or a killed matching job repeat transfers and change nothing: a
 repeated chain is answered ``exists`` and ``linked_event_failed``.
 
+A trade at a venue settles with the venue's account, and pays no maker fee.
+
 Trades of an account with itself move nothing but fees. A trade whose instrument is not in the plan is a dead letter.
 """
 
@@ -142,7 +144,7 @@ class SettlementRelay(KafkaRelay):
             (DELIVERY, base, seller, buyer, lots * instrument.base_per_lot),
             (PAYMENT, quote, buyer, seller, lots * ticks * instrument.quote_per_tick),
             (FEE, quote, taker, fees, lots * instrument.taker_fee),
-            (FEE, quote, maker, fees, lots * instrument.maker_fee),
+            (FEE, quote, maker, fees, 0 if report["maker_order_id"] is None else lots * instrument.maker_fee),
         ]
         execution = int(report["execution_id"])
         chain: list[dict[str, Any]] = []

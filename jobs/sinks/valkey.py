@@ -221,7 +221,7 @@ class ValkeyOrdersSink(ValkeySink):
         yield key, "HSET", tuple(part for pair in fields.items() for part in pair)
         if report["order_status"] in _TERMINAL:
             yield key, "EXPIRE", (ORDER_KEPT_SECONDS,)
-        if report["exec_type"] != "TRADE":
+        if report["exec_type"] != "TRADE" or report["maker_order_id"] is None:
             return
         maker = order_key(self._settings, shard, report["maker_order_id"])
         leaves = report["maker_leaves_quantity"]

@@ -46,6 +46,9 @@ BROKEN: Final = 13
 """Not 0 when an invariant was found broken, see the kernel."""
 SUM: Final = 14
 """Keeps read-ahead from being optimised away."""
+ROUTED_HEAD: Final = 15
+ROUTED_TAIL: Final = 16
+"""First and last of the routed orders, in the order in which they came."""
 
 # what `work[BROKEN]` tells
 OUTPUT_FULL: Final = 1
@@ -68,6 +71,8 @@ class MatchingArrays(ArrayTable):
 
     orders: NDArray[np.void]
     extras: NDArray[np.void]
+    routes: NDArray[np.void]
+    """The extras, seen as ROUTE."""
     symbols: NDArray[np.void]
     accounts: NDArray[np.void]
     names: NDArray[np.void]
@@ -96,6 +101,7 @@ class MatchingArrays(ArrayTable):
     """The report rows, seen as OrderCancelReject; and so on."""
     mass_cancels: NDArray[np.void]
     admin_reports: NDArray[np.void]
+    route_requests: NDArray[np.void]
     report_rows: NDArray[np.int64]
     trades: NDArray[np.void]
     price_levels: NDArray[np.void]
@@ -123,12 +129,13 @@ class MatchingArrays(ArrayTable):
     kill_switches: NDArray[np.void]
     mark_prices: NDArray[np.void]
     session_limits: NDArray[np.void]
+    venue_reports: NDArray[np.void]
     heap: NDArray[np.uint8]
     """What the texts of the frame being applied point into."""
 
 
 COMMAND_VIEWS: Final = (
     "new_orders", "cancels", "amends", "mass_cancel_orders", "symbol_definitions", "account_definitions", "deposits",
-    "trading_statuses", "kill_switches", "mark_prices", "session_limits",
+    "trading_statuses", "kill_switches", "mark_prices", "session_limits", "venue_reports",
 )  # fmt: skip
 """Attributes that see the rows of a frame, in the order of the schema's union."""

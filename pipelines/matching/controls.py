@@ -53,6 +53,7 @@ from pipelines.matching.records import (
 )
 from pipelines.matching.risk import (
     FEES_ACCOUNT,
+    MAX_BALANCE,
     MAX_NOTIONAL_FLOAT,
     find_balance,
     mark_balance,
@@ -60,6 +61,7 @@ from pipelines.matching.risk import (
     settle,
     value_position,
 )
+from pipelines.matching.routed import cancel_routed
 from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
@@ -68,7 +70,6 @@ __all__ = [
 ]  # fmt: skip
 
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
-_MAX_BALANCE: Final = 4 * 10**18
 
 NONE: Final = np.int64(Reason.NONE)
 UNKNOWN_SYMBOL: Final = np.int64(Reason.UNKNOWN_SYMBOL)
@@ -99,6 +100,7 @@ MARKET: Final = np.int64(OrderType.MARKET)
 BUY: Final = np.int64(Side.BUY)
 SELL: Final = np.int64(Side.SELL)
 MARGIN: Final = np.int64(RiskModel.MARGIN)
+VENUE: Final = np.int64(RiskModel.VENUE)
 
 MARKET_STATUS: Final = 3
 """Kind of SecurityStatus on the market data topic."""
@@ -324,7 +326,12 @@ def define_account(state: Any, command: Any) -> Any:
         slot = np.int64(_create_account(state, name))
         if slot < 0:
             return CAPACITY
-    elif state.accounts[slot].risk != command.risk and (_live_orders_of(state, slot) > 0 or _holds(state, slot)):
+    elif state.accounts[slot].risk != command.risk and (
+        state.accounts[slot].risk == VENUE
+        or command.risk == VENUE
+        or _live_orders_of(state, slot) > 0
+        or _holds(state, slot)
+    ):
         # what orders reserve, and which asset a position is, could not be told any more
         return INVALID_DEFINITION
     account = state.accounts[slot]
@@ -381,7 +388,7 @@ def deposit(state: Any, command: Any) -> Any:
     balance = state.balances[slot]
     if command.amount < 0 and balance.available + min(balance.value, 0) - balance.initial < -command.amount:
         return INSUFFICIENT_FUNDS
-    if state.balances[total].available + command.amount > _MAX_BALANCE:
+    if state.balances[total].available + command.amount > MAX_BALANCE:
         return INVALID_DEFINITION
     balance.available += command.amount
     state.balances[total].available += command.amount
@@ -429,7 +436,8 @@ def _cancel_side(state: Any, given: Any, side: Any, account: Any, day_only: Any,
 
 @compiled
 def cancel_orders(state: Any, given: Any, symbol: Any, account: Any, which: Any, reason: Any) -> Any:
-    """Cancel all orders that match; symbol and account -1 for all, ``which`` 0 both sides, 1 buys, 2 sells."""
+    """Cancel all orders that match, routed ones last by asking their venue; symbol and account -1 for all, ``which`` 0
+    both sides, 1 buys, 2 sells. Returns how many."""
     ended = 0
     first = symbol if symbol >= 0 else 0
     last = symbol + 1 if symbol >= 0 else state.meta[arrays.SYMBOLS]
@@ -438,7 +446,7 @@ def cancel_orders(state: Any, given: Any, symbol: Any, account: Any, which: Any,
             # bids and buy stops have even numbers
             if which == 0 or (which == 1) == (kind & 1 == 0):
                 ended += _cancel_side(state, given, current * SIDES + kind, account, False, CANCELED, reason)
-    return ended
+    return ended + cancel_routed(state, given, symbol, account, which, reason)
 
 
 @compiled

@@ -29,7 +29,6 @@ from pipelines.matching.book import (
     mark_order,
     mark_symbol,
     new_order_slot,
-    next_report,
     order_report,
     shown_quantity,
     take_off,
@@ -71,6 +70,7 @@ from pipelines.matching.records import (
     HAS_EXTRA,
     LIVE,
     PREVENTION_SHIFT,
+    ROUTED,
     ExecType,
     OrderStatus,
     OrderType,
@@ -89,6 +89,16 @@ from pipelines.matching.risk import (
     release,
     reserve,
     settle,
+)
+from pipelines.matching.routed import (
+    RESPONSE_TO_AMEND,
+    RESPONSE_TO_CANCEL,
+    amend_routed,
+    cancel_reject,
+    enter_routed,
+    link_routed,
+    request_cancel,
+    venue_report,
 )
 from pipelines.pages import mark
 
@@ -117,6 +127,7 @@ SECURITY_TRADING_STATUS: Final = 7
 KILL_SWITCH: Final = 8
 MARK_PRICE: Final = 9
 SESSION_LIMIT: Final = 10
+VENUE_REPORT: Final = 11
 
 LENGTH: Final = 0xFFFFFFFF
 """Bits of a text's word that are its length."""
@@ -182,9 +193,7 @@ MINIMUM_QUANTITY: Final = np.int64(Reason.MINIMUM_QUANTITY)
 SELF_TRADE: Final = np.int64(Reason.SELF_TRADE_PREVENTION)
 GOOD_TILL_DATE: Final = np.int64(Reason.GOOD_TILL_DATE)
 VOLATILITY_HALT: Final = np.int64(Reason.VOLATILITY_HALT)
-
-RESPONSE_TO_CANCEL: Final = 0
-RESPONSE_TO_AMEND: Final = 1
+REQUEST_PENDING: Final = np.int64(Reason.REQUEST_PENDING)
 
 
 @compiled
@@ -197,22 +206,6 @@ def _throttled(state: Any, session: Any, time: Any) -> Any:
     return not count_message(
         state.sessions[slot], state.sessions[slot].maximum_messages, state.sessions[slot].interval, time
     )
-
-
-@compiled
-def _cancel_reject(state: Any, given: Any, order_id: Any, response_to: Any, reason: Any) -> None:
-    """Write an OrderCancelReject."""
-    number = next_report(state)
-    state.meta[arrays.EXECUTIONS] += 1
-    for word in range(state.report_rows.shape[1]):
-        state.report_rows[number, word] = 0
-    report = state.cancel_rejects[number]
-    report.kind = 1
-    report.input = given
-    report.order_id = order_id
-    report.response_to = response_to
-    report.reason = reason
-    report.execution_id = state.meta[arrays.EXECUTIONS]
 
 
 @compiled
@@ -232,6 +225,14 @@ def _check_special(command: Any, clock: Any) -> Any:
     order_type = command.order_type
     in_force = command.time_in_force
     waits = order_type >= STOP
+    if command.destination & LENGTH != 0 and (
+        waits
+        or command.display_quantity != 0
+        or command.minimum_quantity != 0
+        or command.post_only != 0
+        or command.budget != 0
+    ):
+        return UNSUPPORTED
     if command.stop_price != 0 and not waits:
         return UNSUPPORTED
     if waits and not 1 <= command.stop_price <= MAX_PRICE:
@@ -347,6 +348,7 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         | command.expire_at
         | command.budget
         | command.reserve_price
+        | command.destination & LENGTH
     )
     reason = np.int64(NONE)
     if owner.risk != 0 and instrument.defined == 0:
@@ -381,8 +383,13 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         reason = np.int64(POST_ONLY_WOULD_TRADE)
     if reason == NONE and state.meta[arrays.LIVE_ORDERS] >= len(state.orders) - 1:
         reason = np.int64(CAPACITY)
+    is_routed = special != 0 and command.destination & LENGTH != 0
+    if reason == NONE and is_routed:
+        venue = account_of(state, command.destination)
+        reason = np.int64(enter_routed(state, given, command, account, symbol, venue, time))
     if reason != NONE:
         _reject(state, given, command, account, symbol, reason)
+    if reason != NONE or is_routed:
         return nothing, np.int64(-1)
 
     slot = new_order_slot(state)
@@ -554,20 +561,31 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     nothing = np.int64(0)
     time = command.transact_time if command.transact_time > 0 else clock
     if command.session != 0 and _throttled(state, command.session, time):
-        _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
+        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
         return nothing, np.int64(-1)
     slot = _named(state, command.order_id, command.account, command.symbol)
     if slot < 0:
-        _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, UNKNOWN_ORDER)
+        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, UNKNOWN_ORDER)
         return nothing, np.int64(-1)
     order = state.orders[slot]
+    if order.flags & ROUTED:
+        amend_routed(state, given, command, slot, time)
+        return nothing, np.int64(-1)
     symbol = np.int64(order.symbol)
     instrument = state.symbols[symbol]
     waits = order.order_type >= STOP
     price = command.price if command.price_is_set != 0 and order.order_type != STOP else order.price
     quantity = command.quantity if command.quantity_is_set != 0 else order.leaves
     reason = np.int64(NONE)
-    if instrument.status == CLOSED:
+    if command.total_quantity_is_set != 0:
+        quantity = command.total_quantity - order.executed
+        if command.quantity_is_set != 0:
+            reason = np.int64(UNSUPPORTED)
+        elif quantity < 1:
+            reason = np.int64(INCORRECT_QUANTITY)
+    if reason != NONE:
+        pass
+    elif instrument.status == CLOSED:
         reason = np.int64(EXCHANGE_CLOSED)
     elif instrument.status == HALT:
         reason = np.int64(TRADING_HALT)
@@ -598,7 +616,7 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     if reason == NONE and quantity > 0 and (instrument.checks != 0 or order.flags & CHECKED):
         reason = np.int64(_amend_limits(state, slot, price, quantity, time))
     if reason != NONE:
-        _cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, reason)
+        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, reason)
         return nothing, np.int64(-1)
     if quantity == 0:
         take_off(state, given, slot, CANCELED, STATUS_CANCELED, USER_REQUEST)
@@ -1047,10 +1065,10 @@ def apply_rows(state: Any, clock: Any) -> Any:
                 reason = np.int64(SESSION_THROTTLED)
             else:
                 named = _named(state, cancel.order_id, cancel.account, cancel.symbol)
-            if named >= 0:
+            if named >= 0 and state.orders[named].flags & ROUTED == 0:
                 take_off(state, i, named, CANCELED, STATUS_CANCELED, USER_REQUEST)
-            else:
-                _cancel_reject(state, i, cancel.order_id, RESPONSE_TO_CANCEL, reason)
+            elif named < 0 or not request_cancel(state, i, named, USER_REQUEST):
+                cancel_reject(state, i, cancel.order_id, RESPONSE_TO_CANCEL, reason if named < 0 else REQUEST_PENDING)
         elif kind == AMEND_ORDER:
             slot, symbol = _amend(state, i, state.amends[i], clock)
         elif kind == MASS_CANCEL:
@@ -1074,8 +1092,13 @@ def apply_rows(state: Any, clock: Any) -> Any:
                 reason = np.int64(kill_switch(state, i, state.kill_switches[i]))
             elif kind == MARK_PRICE:
                 reason = np.int64(mark_price(state, i, state.mark_prices[i]))
-            else:
+            elif kind == SESSION_LIMIT:
                 reason = np.int64(limit_session(state, state.session_limits[i]))
+            else:
+                said = state.venue_reports[i]
+                reason = np.int64(
+                    venue_report(state, i, said, account_of(state, said.venue), symbol_of(state, said.symbol))
+                )
             admin_report(state, i, reason)
 
         low = np.int64(NO_PRICE)
@@ -1123,6 +1146,10 @@ def rebuild(state: Any, slots: Any) -> None:
     for position in range(len(slots)):
         slot = slots[position]
         order = state.orders[slot]
+        if order.flags & ROUTED:
+            link_routed(state, slot)
+            id_index.insert(state.order_index, order.id, slot)
+            continue
         side = np.int64(order.symbol) * SIDES + np.int64(order.side)
         price = order.price
         if order.order_type >= STOP:

@@ -36,6 +36,8 @@ from pipelines.matching.records import (
     NAME,
     ORDER,
     POSITION,
+    ROUTE,
+    ROUTED,
     SESSION,
     SIDE,
     SYMBOL,
@@ -69,9 +71,9 @@ _MARKET_DATA: Final = "matching.market-data"
 _EVENT_TYPES: Final = {
     _COMMANDS: (
         "NewOrder", "CancelOrder", "AmendOrder", "MassCancel", "SymbolDefinition", "AccountDefinition", "Deposit",
-        "SecurityTradingStatus", "KillSwitch", "MarkPrice", "SessionLimit",
+        "SecurityTradingStatus", "KillSwitch", "MarkPrice", "SessionLimit", "VenueReport",
     ),
-    _REPORTS: ("ExecutionReport", "OrderCancelReject", "MassCancelReport", "AdminReport"),
+    _REPORTS: ("ExecutionReport", "OrderCancelReject", "MassCancelReport", "AdminReport", "RouteRequest"),
     _MARKET_DATA: ("Trade", "PriceLevel", "TopOfBook", "SecurityStatus", "BookOrder"),
 }  # fmt: skip
 
@@ -122,9 +124,10 @@ class MatchingKernel:
         self._arrays = arrays.MatchingArrays(
             dict(
                 **{name: columns[name] for name in columns},
+                routes=columns["extras"].view(ROUTE),
                 dirty=self._state.dirty,
                 first_pages=np.array([self._state.first_page[name] for name in columns], np.int64),
-                work=np.zeros(16, np.int64),
+                work=np.zeros(32, np.int64),
                 sides=pages.reserve(SIDE, max_symbols * ladder.SIDES),
                 levels=pages.reserve(LEVEL, levels, huge_pages=True),
                 bits=pages.reserve(np.uint64, 9 * levels, huge_pages=True),
@@ -140,6 +143,7 @@ class MatchingKernel:
                 cancel_rejects=_seen_as(report_types[1].dtype, report_rows),
                 mass_cancels=_seen_as(report_types[2].dtype, report_rows),
                 admin_reports=_seen_as(report_types[3].dtype, report_rows),
+                route_requests=_seen_as(report_types[4].dtype, report_rows),
                 report_rows=report_rows,
                 trades=_seen_as(market_types[0].dtype, market_rows),
                 price_levels=_seen_as(market_types[1].dtype, market_rows),
@@ -215,7 +219,8 @@ class MatchingKernel:
         """Rebuild the heap of GTD orders from those that live; canceled ones stay in it until their time."""
         state = self._arrays
         slots = self._live_slots()
-        slots = slots[state.orders["time_in_force"][slots] == TimeInForce.GTD]
+        kept_here = state.orders["flags"][slots] & ROUTED == 0
+        slots = slots[(state.orders["time_in_force"][slots] == TimeInForce.GTD) & kept_here]
         expires_at = state.extras["expire_at"][slots]
         state.work[arrays.EXPIRIES] = expiry.rebuild(state.expiries, expires_at, state.orders["id"][slots].copy())
 
@@ -261,7 +266,7 @@ class MatchingKernel:
 
     @property
     def live_orders(self) -> int:
-        """Orders in the books and stops that wait."""
+        """Orders in the books, stops that wait, and orders at venues."""
         return int(self._arrays.meta[arrays.LIVE_ORDERS])
 
     @property
@@ -342,6 +347,7 @@ class MatchingKernel:
             ready = int(state.symbols[symbol]["status"]) == TradingStatus.READY_TO_TRADE
             if ready and tops[0] is not None and tops[1] is not None and tops[0] >= tops[1]:
                 raise InvariantBroken(f"matching: the book of {name} is crossed: bid {tops[0]}, ask {tops[1]}")
+        seen += self._audit_routed()
         if seen != self.live_orders or seen != len(self._live_slots()):
             raise InvariantBroken(f"matching: {seen} orders in the books, {self.live_orders} are live")
         self._audit_reserves()
@@ -391,6 +397,36 @@ class MatchingKernel:
                 f"matching: {name} side {kind} level {price}: {found}, its orders are {shown, hidden}"
             )
         return orders
+
+    def routed(self) -> list[NDArray[np.void]]:
+        """The orders at venues, in the order in which they came."""
+        state = self._arrays
+        found = []
+        slot = int(state.work[arrays.ROUTED_HEAD])
+        while slot:
+            found.append(state.orders[slot])
+            slot = int(state.orders[slot]["next"])
+        return found
+
+    def _audit_routed(self) -> int:
+        state = self._arrays
+        routed = self.routed()
+        priority = 0
+        for order in routed:
+            slot = int(find_order(state, int(order["id"])))
+            left = int(state.routes[slot]["ordered"]) - int(order["executed"])
+            good = (
+                order["flags"] & LIVE
+                and order["flags"] & ROUTED
+                and 0 <= left <= int(order["leaves"])
+                and (left == int(order["leaves"]) or state.routes[slot]["pending"])
+                and int(order["priority"]) > priority
+                and slot > 0
+            )
+            if not good:
+                raise InvariantBroken(f"matching: routed order {order} is not whole: {state.routes[slot]}")
+            priority = int(order["priority"])
+        return len(routed)
 
     def _audit_reserves(self) -> None:
         state = self._arrays
@@ -455,7 +491,8 @@ class MatchingKernel:
 
     def state_rows(self) -> Iterator[dict[str, Any]]:
         """Symbols, accounts, balances, positions and sessions in the order of their creation, then the live orders in
-        the order of symbol, side and priority; with the schema's names, integers as Python ints."""
+        the order of symbol, side and priority, then the routed ones; with the schema's names, integers as Python
+        ints."""
         state = self._arrays
         meta = state.meta
         names = self._name
@@ -503,6 +540,7 @@ class MatchingKernel:
             for kind in range(ladder.SIDES):
                 for level in self.queue(symbol, kind):
                     yield from map(self._order_row, level)
+        yield from map(self._order_row, self.routed())
 
     def _order_row(self, order: Any) -> dict[str, Any]:
         state = self._arrays
@@ -518,7 +556,14 @@ class MatchingKernel:
             "leaves_quantity": int(order["leaves"]),
             "cumulative_quantity": int(order["executed"]),
         }
-        if order["flags"] & HAS_EXTRA:
+        if order["flags"] & ROUTED:
+            route = state.routes[int(find_order(state, int(order["id"])))]
+            row["leaves_quantity"] = int(route["ordered"]) - int(order["executed"])
+            row["destination"] = self._name(int(state.accounts[int(route["venue"])]["name"]))
+            for name in ("number", "request", "pending", "asked_price", "asked_quantity", "expire_at", "reserve_price"):
+                if int(route[name]):
+                    row[name] = int(route[name])
+        elif order["flags"] & HAS_EXTRA:
             slot = int(find_order(state, int(order["id"])))
             extra = state.extras[slot]
             for name in ("shown", "display_quantity", "stop_price", "expire_at", "reserve_price"):

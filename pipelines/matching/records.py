@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 
 __all__ = [
-    "ACCOUNT", "BALANCE", "EXTRA", "LEVEL", "NAME", "ORDER", "POSITION", "SESSION", "SIDE", "SYMBOL", "ExecType",
-    "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention", "Side", "TimeInForce", "TradingStatus",
+    "ACCOUNT", "BALANCE", "EXTRA", "LEVEL", "NAME", "ORDER", "POSITION", "ROUTE", "SESSION", "SIDE", "SYMBOL",
+    "ExecType", "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention", "Side", "TimeInForce",
+    "TradingStatus",
 ]  # fmt: skip
 
 
@@ -57,6 +58,7 @@ class RiskModel(IntEnum):
     OFF = 0
     SPOT = 1
     MARGIN = 2
+    VENUE = 3
 
 
 class ExecType(IntEnum):
@@ -119,6 +121,14 @@ class Reason(IntEnum):
     GOOD_TILL_DATE = 32
     VOLATILITY_HALT = 33
     LIQUIDATION = 34
+    UNKNOWN_VENUE = 35
+    VENUE_UNAVAILABLE = 36
+    VENUE_REJECTED = 37
+    VENUE_CANCELED = 38
+    REQUEST_PENDING = 39
+    DUPLICATE_EXECUTION = 40
+    EXECUTION_GAP = 41
+    OVERFILL = 42
 
 
 def _record(size: int, *fields: tuple[str, str]) -> np.dtype[np.void]:
@@ -156,6 +166,8 @@ CHECKED: Final = 4
 """The account has a risk model: fills and cancels settle its reserves."""
 PREVENTION_SHIFT: Final = 4
 """Bits 4 to 6: its SelfTradePrevention."""
+ROUTED: Final = 128
+"""The order is at a venue: it is in no queue, and its EXTRA record is a ROUTE."""
 
 EXTRA: Final = _record(
     64,
@@ -167,6 +179,22 @@ EXTRA: Final = _record(
     ("reserved", "<i8"),
 )
 """What only some orders have, in the order's slot. ``shown``: lots of an iceberg now visible."""
+
+ROUTE: Final = _record(
+    64,
+    ("ordered", "<i8"),
+    ("asked_price", "<i8"),
+    ("asked_quantity", "<i8"),
+    ("expire_at", "<i8"),
+    ("reserve_price", "<i8"),
+    ("request", "<i8"),
+    ("number", "<i8"),
+    ("venue", "<i4"),
+    ("pending", "<i4"),
+)
+"""The EXTRA record of a routed order, ``expire_at`` and ``reserve_price`` being in the same place. ``ordered``: total
+lots as the venue knows them; ``number``: that of the RouteRequest that sent it; ``request``, ``pending`` and what was
+asked: of the cancel or replace under way, see `pipelines.matching.routed`; ``venue``: its account."""
 
 SYMBOL: Final = _record(
     256,

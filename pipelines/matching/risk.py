@@ -25,21 +25,24 @@ from pipelines.matching.records import HAS_EXTRA, OrderType, Reason, RiskModel, 
 from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
-    "FEES_ACCOUNT", "MAX_NOTIONAL_FLOAT", "admit", "find_balance", "find_position", "market_cost", "move_reserve",
-    "release", "reserve_unit", "settle",
+    "FEES_ACCOUNT", "MAX_BALANCE", "MAX_NOTIONAL_FLOAT", "admit", "find_balance", "find_position", "market_cost",
+    "move_reserve", "release", "reserve", "reserve_unit", "settle",
 ]  # fmt: skip
 
 FEES_ACCOUNT: Final = 0x0FFFFFFF
 """Stands for the exchange: its balance of an asset has what was deposited in ``available`` and the fees in ``fees``."""
 MAX_NOTIONAL: Final = 1 << 61
 MAX_NOTIONAL_FLOAT: Final = float(1 << 60)
+MAX_BALANCE: Final = 4 * 10**18
 PPM: Final = 1_000_000
 
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
+_SYMBOL_BITS: Final = (PAGE_BYTES // 256).bit_length() - 1
 
 BUY: Final = np.int64(Side.BUY)
 MARKET: Final = np.int64(OrderType.MARKET)
 MARGIN: Final = np.int64(RiskModel.MARGIN)
+VENUE: Final = np.int64(RiskModel.VENUE)
 NONE: Final = np.int64(Reason.NONE)
 INSUFFICIENT_FUNDS: Final = np.int64(Reason.INSUFFICIENT_FUNDS)
 NOTIONAL_EXCEEDS: Final = np.int64(Reason.NOTIONAL_EXCEEDS_THRESHOLD)
@@ -48,6 +51,7 @@ OUTSIDE_BAND: Final = np.int64(Reason.PRICE_EXCEEDS_CURRENT_PRICE_BAND)
 RATE_LIMIT: Final = np.int64(Reason.RATE_LIMIT)
 OPEN_ORDER_LIMIT: Final = np.int64(Reason.OPEN_ORDER_LIMIT)
 POSITION_LIMIT: Final = np.int64(Reason.POSITION_LIMIT)
+ACCOUNT_BLOCKED: Final = np.int64(Reason.ACCOUNT_BLOCKED)
 CAPACITY: Final = np.int64(Reason.CAPACITY)
 
 
@@ -202,7 +206,9 @@ def reserve(state: Any, slot: Any, lots: Any) -> Any:
         fees = lots * instrument.taker_fee
         if raised > 0 and balance.available + balance.value - fees < balance.initial + raised:
             return INSUFFICIENT_FUNDS
-        instrument.mark_price = mark_price
+        if instrument.mark_price != mark_price:
+            instrument.mark_price = mark_price
+            mark(state.dirty, state.first_pages[arrays.SYMBOLS_PAGES] + (symbol >> _SYMBOL_BITS))
         position.open_buy = open_buy
         position.open_sell = open_sell
         value_position(state, place, symbol)
@@ -407,6 +413,8 @@ def admit(state: Any, slot: Any, time: Any) -> Any:
     """Rate limit, open-order cap, position limit and reserve of a new CHECKED order; counts and reserves it."""
     order = state.orders[slot]
     account = state.accounts[order.account]
+    if account.risk == VENUE:
+        return ACCOUNT_BLOCKED
     mark(state.dirty, state.first_pages[arrays.ACCOUNTS_PAGES] + (np.int64(order.account) >> (_BITS_64 - 1)))
     if account.rate_limit > 0 and not count_message(account, account.rate_limit, account.rate_interval, time):
         return RATE_LIMIT

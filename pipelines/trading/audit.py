@@ -34,7 +34,9 @@ _ENDED: Final = frozenset({"FILLED", "CANCELED", "EXPIRED", "REJECTED"})
 _TRAIL_TYPES: Final = {
     "NEW": "ORDER_ACCEPTED", "TRADE": "ORDER_TRADE", "CANCELED": "ORDER_CANCELED", "REPLACED": "ORDER_MODIFIED",
     "REJECTED": "ORDER_REJECTED", "EXPIRED": "ORDER_EXPIRED", "SUSPENDED": "ORDER_SUSPENDED",
-    "TRIGGERED": "ORDER_TRIGGERED",
+    "TRIGGERED": "ORDER_TRIGGERED", "ROUTE_NEW": "ORDER_ROUTED", "ROUTE_CANCEL": "ROUTE_CANCEL_REQUESTED",
+    "ROUTE_REPLACE": "ROUTE_MODIFY_REQUESTED", "VENUE_NEW": "ROUTE_ACCEPTED",
+    "VENUE_REFUSED": "VENUE_REPORT_REFUSED",
 }  # fmt: skip
 
 
@@ -67,7 +69,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class OrderEvent:
-    """``exec_type`` as in the report, or CANCEL_REFUSED and AMEND_REFUSED, whose order may be unknown (None).
+    """``exec_type`` as in the report, or CANCEL_REFUSED and AMEND_REFUSED, whose order may be unknown (None); of routed
+    orders also ROUTE_NEW, ROUTE_CANCEL and ROUTE_REPLACE (asked of the venue), VENUE_NEW (it has the order), and
+    VENUE_REFUSED (what it said was not applied).
 
     ``sequence`` numbers the shard's events: twice the execution id, plus one for the resting side of a trade.
     """
@@ -85,6 +89,17 @@ class OrderEvent:
     is_maker: bool = False
     by_member: bool = False
     sent_at: int = 0
+    venue: str = ""
+    venue_execution_id: str = ""
+
+    @property
+    def is_order_record(self) -> bool:
+        """Whether an order changed."""
+        return (
+            self.order is not None
+            and not self.exec_type.endswith("_REFUSED")
+            and not self.exec_type.startswith(("ROUTE_", "VENUE_"))
+        )
 
 
 class OrderHistory:
@@ -109,12 +124,26 @@ class OrderHistory:
                     order_id = int(report["order_id"])
                     yield self._event(
                         report, f"{report['response_to']}_REFUSED", order_id, self._live.get(order_id),
-                        by_member=True, sent_at=int(asked.get("transact_time", 0)),
+                        by_member=asked.get("type") != "VenueReport", sent_at=int(asked.get("transact_time", 0)),
+                        **_venue(asked),
                     )  # fmt: skip
+                elif report["type"] == "RouteRequest":
+                    order_id = int(report["order_id"])
+                    yield self._event(
+                        report, f"ROUTE_{report['action']}", order_id, self._live.get(order_id), venue=report["venue"]
+                    )
+                elif asked.get("type") == "VenueReport" and (report["reason"] != "NONE" or asked["exec_type"] == "NEW"):
+                    order_id = int(asked["order_id"])
+                    kind = "VENUE_NEW" if report["reason"] == "NONE" else "VENUE_REFUSED"
+                    yield self._event(report, kind, order_id, self._live.get(order_id), **_venue(asked))
 
     def _execution(self, asked: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[OrderEvent]:
         order_id, kind = int(report["order_id"]), report["exec_type"]
-        is_asked = int(asked.get("order_id", 0)) == order_id and asked.get("order_id") is not None
+        is_asked = (
+            int(asked.get("order_id", 0)) == order_id
+            and asked.get("order_id") is not None
+            and asked["type"] != "VenueReport"
+        )
         order = self._live.get(order_id)
         if kind == "REJECTED" or order is None or kind == "NEW":
             order = self._entered(asked if is_asked else {}, report)
@@ -131,9 +160,9 @@ class OrderHistory:
             report, kind, order_id, order,
             trade_price=int(report["price"]) if trade else 0, trade_quantity=int(report["quantity"]) if trade else 0,
             by_member=is_asked or report["reason"] in _BY_THE_MEMBER,
-            sent_at=int(asked.get("transact_time", 0)) if is_asked else 0,
+            sent_at=int(asked.get("transact_time", 0)) if is_asked else 0, **_venue(asked),
         )  # fmt: skip
-        if trade:
+        if trade and report["maker_order_id"] is not None:
             yield self._maker(report)
 
     def _maker(self, report: Mapping[str, Any]) -> OrderEvent:
@@ -191,6 +220,13 @@ class OrderHistory:
             self._live[order.order_id] = order
 
 
+def _venue(asked: Mapping[str, Any]) -> dict[str, str]:
+    """Who said so, if that was a venue."""
+    if asked.get("type") != "VenueReport":
+        return {}
+    return {"venue": asked["venue"], "venue_execution_id": asked["venue_execution_id"]}
+
+
 def audit_trail(event: OrderEvent) -> dict[str, Any]:
     """One event of the trail; times are RFC 3339 in UTC with microseconds."""
     order = event.order
@@ -214,19 +250,22 @@ def audit_trail(event: OrderEvent) -> dict[str, Any]:
     if event.exec_type == "TRADE":
         record |= {"trade_id": event.execution_id, "trade_price": event.trade_price,
                    "trade_quantity": event.trade_quantity,
-                   "liquidity": "MAKER" if event.is_maker else "TAKER"}  # fmt: skip
+                   "liquidity": "ROUTED" if event.venue else "MAKER" if event.is_maker else "TAKER"}  # fmt: skip
+    if event.venue:
+        record |= {"venue": event.venue, "venue_execution_id": event.venue_execution_id or None}
     return record
 
 
 def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The order record of an event, None for a refused cancel or amendment, which changes no order.
+    """The order record of an event, None for one that changes no order: a refused cancel or amendment, a request to a
+    venue.
 
     The minimum quantity is that of all executions on entry together, hence field 40 (minimum acceptable quantity);
     there is no least size of a single execution (41, 42). ``reference`` has ``accounts`` (account -> fields 1 to 8 by
     number) and ``symbols`` (symbol -> 16, 17, 18, 29).
     """
     order = event.order
-    if order is None or event.exec_type.endswith("_REFUSED"):
+    if order is None or not event.is_order_record:
         return None
     member = reference.get("accounts", {}).get(order.account, {})
     instrument = reference.get("symbols", {}).get(order.symbol, {})
@@ -247,7 +286,8 @@ def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | N
         "36": order.initial_quantity, "37": order.leaves_quantity, "38": displayed,
         "39": event.trade_quantity if is_trade else None, "40": order.minimum_quantity or None, "41": None,
         "42": None, "43": order.post_only,
-        "44": ("PASV" if event.is_maker else "AGRE") if is_trade else None, "45": prevents, "46": None, "47": None,
+        "44": ("PASV" if event.is_maker else "AGRE") if is_trade and not event.venue else None,
+        "45": prevents, "46": None, "47": None,
         "48": f"{event.shard}-{event.execution_id}" if is_trade else None, "49": None, "50": None, "51": None,
     }  # fmt: skip
 

@@ -56,10 +56,24 @@ FRAMES, ORDERS = 60, 20
 
 
 def orders_of_a_lively_market(schema_ids: dict[str, int]) -> list[Record]:
-    """Command frames for two instruments."""
+    """Command frames for two instruments; some orders go to the venue XV, which fills them in two parts."""
     random = np.random.default_rng(3)
     codec = codec_of(MATCHING_COMMANDS.name)
-    records = []
+    matching = InProcess(MATCHING, schema_ids)
+    records: list[Record] = []
+
+    def add(symbol: str, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Another frame; the reports that answer it."""
+        number = len(records)
+        frame = Frame(codec.topic, shard_of(symbol), 0, 1_000_000 + number, f"t{number}", parse_events(codec, commands))
+        records.append(Record(frame.shard, wrap(schema_ids[codec.topic], codec.encode(frame))))
+        outputs = [matching.decode_output(output) for output in matching.apply_frame(frame)]
+        reports = [output.events for output in outputs if output.topic == MATCHING_REPORTS.name]
+        return [report for events in reports for report in render_events(codec_of(MATCHING_REPORTS.name), events)]
+
+    for symbol in ("ACME/USD", "ZINC/USD"):
+        names = [{"type": "AccountDefinition", "account": f"A{number}", "risk": "OFF"} for number in range(5)]
+        add(symbol, [*names, {"type": "AccountDefinition", "account": "XV", "risk": "VENUE"}])
     for number in range(FRAMES):
         symbol = ("ACME/USD", "ZINC/USD")[number % 2]
         orders = [
@@ -68,8 +82,16 @@ def orders_of_a_lively_market(schema_ids: dict[str, int]) -> list[Record]:
              "quantity": int(random.integers(1, 9))}
             for index in range(ORDERS)
         ]  # fmt: skip
-        frame = Frame(codec.topic, shard_of(symbol), 0, 1_000_000 + number, f"t{number}", parse_events(codec, orders))
-        records.append(Record(frame.shard, wrap(schema_ids[codec.topic], codec.encode(frame))))
+        orders[0] |= {"destination": "XV"}
+        [request] = [report for report in add(symbol, orders) if report["type"] == "RouteRequest"]
+        lots, told = request["quantity"], 0
+        for part in filter(None, (lots // 2, lots - lots // 2)):
+            told += part
+            add(symbol, [
+                {"type": "VenueReport", "venue": "XV", "order_id": request["order_id"], "route": request["route"],
+                 "symbol": symbol, "exec_type": "TRADE", "quantity": part, "price": request["price"],
+                 "cumulative_quantity": told},
+            ] * 2)  # fmt: skip
     return records
 
 
@@ -103,7 +125,12 @@ def expected_balances(trades: list[dict[str, Any]]) -> Counter[int]:
             (base, seller, buyer, trade["quantity"] * plan.get("base_per_lot", 1)),
             (quote, buyer, seller, trade["quantity"] * trade["price"] * plan.get("quote_per_tick", 1)),
             (quote, taker, "FEES", trade["quantity"] * plan.get("taker_fee", 0)),
-            (quote, maker, "FEES", trade["quantity"] * plan.get("maker_fee", 0)),
+            (
+                quote,
+                maker,
+                "FEES",
+                trade["quantity"] * plan.get("maker_fee", 0) * (trade["maker_order_id"] is not None),
+            ),
         ):
             balances[account_id(payer, ledger)] -= amount
             balances[account_id(payee, ledger)] += amount

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from api.fix.config import FixSettings
 from api.fix.definitions import Definition, Instrument
+from api.fix.drop_copy import DropCopies
 from api.fix.orders import OrderDesk
 from api.fix.session import Session
 from api.fix.store import PendingFrame, Store
@@ -15,7 +17,9 @@ from api.fix.wire import Framer, Message, encode, encode_body, format_time
 from jobs.inprocess import InProcess
 from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, PIPELINES
 from pipelines.codec import codec_of
+from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
+from pipelines.trading.routing import shard_of
 
 OWN = "STREAMBANK"
 
@@ -61,6 +65,8 @@ class FixWorld:
         self.sessions: dict[str, Session] = {}
         self.wires: dict[str, Wire] = {}
         self.desk = OrderDesk(OWN, self.store, self._instruments, self.session, {})
+        self.copies = DropCopies(self.store, self._instruments, self.session)
+        self.copies.watch(self._definitions.values())
 
     def restart(self) -> None:
         """As after a kill -9: everything that is not in the store is gone."""
@@ -132,15 +138,28 @@ class FixWorld:
 
     def work(self, frames: list[PendingFrame]) -> None:
         for pending in frames:
-            frame = codec_of(MATCHING_COMMANDS.name).decode(pending.body)
-            for output in self.market.apply_frame(frame):
-                if output.topic == MATCHING_REPORTS.name:
-                    self.reports.append(self.market.decode_output(output))
-                    self.hear(self.reports[-1])
+            self.apply(codec_of(MATCHING_COMMANDS.name).decode(pending.body))
+
+    def happen(self, *commands: Mapping[str, object]) -> None:
+        """Commands for ACME's shard that come from elsewhere."""
+        codec = codec_of(MATCHING_COMMANDS.name)
+        self.apply(Frame(codec.topic, shard_of("ACME"), 0, 1, "elsewhere", parse_events(codec, list(commands))))
+
+    def apply(self, frame: Frame) -> None:
+        for output in self.market.apply_frame(frame):
+            if output.topic == MATCHING_REPORTS.name:
+                self.reports.append(self.market.decode_output(output))
+                self.hear(self.reports[-1])
+
+    def events(self) -> list[dict[str, Any]]:
+        """All reports so far."""
+        codec = codec_of(MATCHING_REPORTS.name)
+        return [event for frame in self.reports for event in render_events(codec, frame.events)]
 
     def hear(self, frame: Frame) -> None:
         with self.store.transaction():
             self.desk.apply(frame)
+            self.copies.apply(frame)
             for touched in self.touched:
                 touched.save()
         for touched in self.touched:

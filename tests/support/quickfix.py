@@ -56,32 +56,26 @@ def trust_store(directory: Path, authority: Path) -> Path:
     return store
 
 
-class Counterparty:
-    """One process; ``directory`` keeps its sequence numbers and messages, so that another one can take over. It trusts
-    servers whose certificates are by ``authority``."""
+class Engine:
+    """One process of QuickFIX/J; ``directory`` keeps its sequence numbers and messages, so that another one can take
+    over. ``hears`` gets each line's event and message, in a thread."""
 
     def __init__(
-        self, directory: Path, comp_id: str, port: int, username: str, password: str, target: str, authority: Path
-    ) -> None:
+        self, directory: Path, configuration: str, username: str, password: str,
+        hears: Callable[[str, Fix], None] | None = None,
+    ) -> None:  # fmt: skip
         directory.mkdir(parents=True, exist_ok=True)
-        configuration = directory / "session.cfg"
-        configuration.write_text(
-            "[default]\nConnectionType=initiator\nNonStopSession=Y\nHeartBtInt=20\nReconnectInterval=1\n"
-            "UseDataDictionary=Y\nDataDictionary=FIX44.xml\nValidateFieldsOutOfOrder=Y\nResetOnLogon=N\n"
-            f"FileStorePath={directory / 'store'}\n"
-            f"[session]\nBeginString=FIX.4.4\nSenderCompID={comp_id}\nTargetCompID={target}\n"
-            f"SocketConnectHost=127.0.0.1\nSocketConnectPort={port}\n"
-            f"SocketUseSSL=Y\nSocketTrustStore={trust_store(directory, authority)}\nTrustStoreType=PKCS12\n"
-            f"SocketTrustStorePassword={TRUST_PASSWORD}\n"
-        )
+        settings_file = directory / "session.cfg"
+        settings_file.write_text(configuration)
         classes = counterparty_classes()
         self._log = (directory / "counterparty.log").open("ab")
         self.process = subprocess.Popen(
             [str(java_home() / "bin" / "java"), "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-Xmx128m",
-             "-cp", f"{classes}:{classes}/*", "Counterparty", str(configuration), username, password],
+             "-cp", f"{classes}:{classes}/*", "Counterparty", str(settings_file), username, password],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         self.lines: list[str] = []
+        self._hears = hears
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -89,6 +83,9 @@ class Counterparty:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
+            if self._hears is not None:
+                event, _, message = line.rstrip("\n").partition(" ")
+                self._hears(event, _parse(message))
 
     def tell(self, *words: object) -> None:
         assert self.process.stdin is not None
@@ -129,6 +126,25 @@ class Counterparty:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._log.close()
+
+
+class Counterparty(Engine):
+    """An initiator, which trusts servers whose certificates are by ``authority``."""
+
+    def __init__(
+        self, directory: Path, comp_id: str, port: int, username: str, password: str, target: str, authority: Path
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        configuration = (
+            "[default]\nConnectionType=initiator\nNonStopSession=Y\nHeartBtInt=20\nReconnectInterval=1\n"
+            "UseDataDictionary=Y\nDataDictionary=FIX44.xml\nValidateFieldsOutOfOrder=Y\nResetOnLogon=N\n"
+            f"FileStorePath={directory / 'store'}\n"
+            f"[session]\nBeginString=FIX.4.4\nSenderCompID={comp_id}\nTargetCompID={target}\n"
+            f"SocketConnectHost=127.0.0.1\nSocketConnectPort={port}\n"
+            f"SocketUseSSL=Y\nSocketTrustStore={trust_store(directory, authority)}\nTrustStoreType=PKCS12\n"
+            f"SocketTrustStorePassword={TRUST_PASSWORD}\n"
+        )
+        super().__init__(directory, configuration, username, password)
 
 
 def _parse(text: str) -> Fix:

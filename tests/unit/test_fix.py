@@ -18,7 +18,8 @@ from tests.support.fix_world import FixWorld, change, order, shown
 BUYER = Definition("BUYER", 1, ("ALICE",), "BUYER", "")
 SELLER = Definition("SELLER", 2, ("BOB", "CAROL"), "SELLER", "")
 LIMITED = Definition("LIMITED", 3, ("DAVE",), "LIMITED", "", messages_per_second=2)
-DEFINITIONS = {found.comp_id: found for found in (BUYER, SELLER, LIMITED)}
+WATCHER = Definition("WATCHER", 4, ("ALICE",), "WATCHER", "", drop_copy=True)
+DEFINITIONS = {found.comp_id: found for found in (BUYER, SELLER, LIMITED, WATCHER)}
 
 
 @pytest.fixture
@@ -217,6 +218,80 @@ def test_an_order_lives_from_entry_over_replace_and_fills_to_its_end(world: FixW
     assert all(found.startswith(f"{shard}.") for found in ids)
 
 
+def test_a_replace_counts_what_was_traded_in_the_meantime(world: FixWorld) -> None:
+    world.say("BUYER", "D", order("b1", "BUY", "10", "5"))
+    late = world.commit(
+        world.session("BUYER"), world.message("BUYER", "G", change("b2", "b1", t38="8"), world.sent["BUYER"] + 1)
+    )
+    world.sent["BUYER"] += 1
+    world.say("SELLER", "D", order("s1", "SELL", "10", "2", t1="BOB"))
+    world.wires["BUYER"].take()
+    world.work(late)
+    [replaced] = world.wires["BUYER"].take()
+    assert shown(replaced, 150, 38, 14, 151) == ("5", "8", "2", "6")
+    # one for which everything was traded by then is refused
+    late = world.commit(
+        world.session("BUYER"), world.message("BUYER", "G", change("b3", "b2", t38="5"), world.sent["BUYER"] + 1)
+    )
+    world.sent["BUYER"] += 1
+    world.say("SELLER", "D", order("s2", "SELL", "10", "3", t1="BOB"))
+    world.wires["BUYER"].take()
+    world.work(late)
+    assert shown(world.wires["BUYER"].take()[0], 35, 434, 58) == ("9", "2", "INCORRECT_QUANTITY")
+
+
+def test_a_routed_order_is_answered_when_the_venue_answers(world: FixWorld) -> None:
+    world.happen(*({"type": "AccountDefinition", "account": name, "risk": risk}
+                   for name, risk in (("XV", "VENUE"), ("ALICE", "OFF"))))  # fmt: skip
+    [new] = world.say("BUYER", "D", order("b1", "BUY", "10", "5", t100="XV"))
+    assert shown(new, 150, 39) == ("0", "0")
+    requests = [event for event in world.events() if event["type"] == "RouteRequest"]
+    route = {"type": "VenueReport", "venue": "XV", "order_id": new.get(37), "route": requests[0]["execution_id"],
+             "symbol": "ACME"}  # fmt: skip
+    world.happen(route | {"exec_type": "TRADE", "quantity": 2, "price": 9, "cumulative_quantity": 2})
+    [filled] = world.wires["BUYER"].take()
+    assert shown(filled, 150, 39, 32, 31, 30, 851, 151) == ("F", "1", "2", "9", "XV", "3", "3")
+    assert world.say("BUYER", "G", change("b2", "b1", t38="7", t44="11")) == []
+    [busy] = world.say("BUYER", "F", change("b3", "b2"))
+    assert shown(busy, 35, 434, 102, 58) == ("9", "1", "3", "REQUEST_PENDING")
+    world.session("BUYER").detach()
+    world.restart()
+    wire = world.log_on("BUYER")
+    wire.take()
+    request = [event for event in world.events() if event["type"] == "RouteRequest"][-1]["execution_id"]
+    world.happen(route | {"exec_type": "REPLACED", "request": request, "price": 11, "quantity": 7})
+    [replaced] = wire.take()
+    assert shown(replaced, 150, 11, 41, 38, 151, 44) == ("5", "b2", "b1", "7", "5", "11")
+    assert world.say("BUYER", "F", change("b4", "b2")) == []
+    request = [event for event in world.events() if event["type"] == "RouteRequest"][-1]["execution_id"]
+    world.happen(route | {"exec_type": "CANCEL_REJECTED", "request": request})
+    assert shown(wire.take()[0], 35, 11, 41, 434, 58) == ("9", "b4", "b2", "1", "VENUE_REJECTED")
+    assert world.say("BUYER", "F", change("b5", "b2")) == []
+    world.happen(route | {"exec_type": "CANCELED", "cumulative_quantity": 2})
+    assert shown(wire.take()[0], 150, 11, 41, 14, 151) == ("4", "b5", "b2", "2", "0")
+
+
+def test_a_drop_copy_tells_all_that_happens_to_an_account_and_takes_nothing(world: FixWorld) -> None:
+    [new] = world.say("BUYER", "D", order("b1", "BUY", "10", "5"))
+    world.say("SELLER", "D", order("s1", "SELL", "9", "2", t1="BOB"))
+    [filled] = world.wires["BUYER"].take()
+    world.happen({"type": "NewOrder", "order_id": 99, "account": "ALICE", "symbol": "ACME", "side": "BUY", "price": 12,
+                  "quantity": 4})  # fmt: skip
+    world.restart()
+    world.log_on("BUYER").take()
+    world.say("BUYER", "F", change("b2", "b1"))
+    wire = world.log_on("WATCHER")
+    assert wire.take()[-1].sequence == 5  # its Logon comes after what it missed
+    copies = [message for message in world.say("WATCHER", "2", {7: "1", 16: "0"}) if message.type == "8"]
+    assert [shown(copy, 43, 797, 150, 39, 1, 14, 6, 151) for copy in copies] == [
+        ("Y", "Y", "0", "0", "ALICE", "0", "0", "5"), ("Y", "Y", "F", "1", "ALICE", "2", "10", "3"),
+        ("Y", "Y", "0", "0", "ALICE", "0", "0", "4"), ("Y", "Y", "4", "4", "ALICE", "2", "10", "0"),
+    ]  # fmt: skip
+    assert [copy.get(17) for copy in copies[:2]] == [new.get(17), filled.get(17)]
+    [refused] = world.say("WATCHER", "D", order("w1", "BUY", "10", "5", t1="ALICE"))
+    assert shown(refused, 35, 380) == ("j", "6")
+
+
 def test_a_cl_ord_id_enters_one_order_however_often_it_comes(world: FixWorld) -> None:
     sent = order("once", "BUY", "10", "5", t59="3")  # IOC: its order id is free again at once
     world.say("SELLER", "D", order("s", "SELL", "10", "50", t1="CAROL"))
@@ -350,5 +425,5 @@ def test_sessions_are_made_verified_and_revoked(tmp_path: Path) -> None:
 
 def test_a_store_has_one_gateway(tmp_path: Path) -> None:
     Store(tmp_path / "fix.sqlite")
-    with pytest.raises(StoreError, match="another FIX gateway"):
+    with pytest.raises(StoreError, match="another process"):
         Store(tmp_path / "fix.sqlite")

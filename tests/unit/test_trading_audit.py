@@ -132,6 +132,37 @@ def test_the_life_of_one_order(events: list[OrderEvent]) -> None:
     assert trail[-1]["order_status"] == "FILLED"
 
 
+def test_what_a_venue_was_asked_and_said_is_told() -> None:
+    kernel, history = InProcess(PIPELINES["matching"]), OrderHistory(0)
+    told: list[OrderEvent] = []
+
+    def happens(*commands: dict[str, Any]) -> None:
+        frame = Frame(CODEC.topic, 0, 0, len(told) * SECOND, None, parse_events(CODEC, list(commands)))
+        outputs = [kernel.decode_output(output) for output in kernel.apply_frame(frame)]
+        told.extend(history.feed(frame, [output for output in outputs if output.topic == MATCHING_REPORTS.name]))
+
+    happens({"type": "AccountDefinition", "account": "XV", "risk": "VENUE"},
+            {"type": "AccountDefinition", "account": "ALICE", "risk": "OFF"})  # fmt: skip
+    happens(order(7, "ALICE", "BUY", 100, 5, destination="XV", transact_time=9))
+    said = {"type": "VenueReport", "venue": "XV", "order_id": 7, "symbol": "ACME", "route": told[-1].execution_id}
+    happens(said | {"exec_type": "NEW", "venue_execution_id": "E1"})
+    trade = {"exec_type": "TRADE", "venue_execution_id": "E2", "quantity": 2, "price": 99, "cumulative_quantity": 2}
+    happens(said | trade, said | trade)
+    happens({"type": "CancelOrder", "order_id": 7})
+    happens(said | {"exec_type": "CANCELED", "venue_execution_id": "E3", "cumulative_quantity": 2})
+    trail = [audit_trail(event) for event in told]
+    assert [(record["event_type"], record.get("venue_execution_id"), record["reason"]) for record in trail] == [
+        ("ORDER_ACCEPTED", None, "NONE"), ("ORDER_ROUTED", None, "NONE"), ("ROUTE_ACCEPTED", "E1", "NONE"),
+        ("ORDER_TRADE", "E2", "NONE"), ("VENUE_REPORT_REFUSED", "E2", "DUPLICATE_EXECUTION"),
+        ("ROUTE_CANCEL_REQUESTED", None, "USER_REQUEST"), ("ORDER_CANCELED", "E3", "USER_REQUEST"),
+    ]  # fmt: skip
+    assert [record["liquidity"] for record in trail if "liquidity" in record] == ["ROUTED"]
+    records = [record for event in told if (record := rts24(event, REFERENCE)) is not None]
+    assert [(record["21"], record["37"], record["44"]) for record in records] == [
+        ("NEWO", 5, None), ("PARF", 3, None), ("CAME", 0, None),
+    ]  # fmt: skip
+
+
 def test_missing_frames_are_an_alarm(frames: tuple[list[Frame], list[Frame]]) -> None:
     commands, reports = frames
     with pytest.raises(AuditError, match="frames are missing"):

@@ -7,6 +7,8 @@ import quickfix.Message;
 import quickfix.Session;
 import quickfix.SessionID;
 import quickfix.SessionSettings;
+import quickfix.Connector;
+import quickfix.SocketAcceptor;
 import quickfix.SocketInitiator;
 import quickfix.DefaultMessageFactory;
 import quickfix.field.MsgType;
@@ -17,7 +19,8 @@ import java.time.LocalDateTime;
 import java.time.ZoneOffset;
 
 /**
- * A counterparty on QuickFIX/J: {@code Counterparty SETTINGS USERNAME PASSWORD}. It takes commands on stdin, one a line,
+ * A counterparty on QuickFIX/J: {@code Counterparty SETTINGS USERNAME PASSWORD}, an initiator, or an acceptor if the
+ * settings say so, which then wants these credentials. It takes commands on stdin, one a line,
  * and writes what it hears to stdout, with {@code |} between fields: {@code app}, {@code admin}, {@code logon},
  * {@code logout}. Its sequence numbers and messages are in files, so that it can be killed.
  *
@@ -25,7 +28,8 @@ import java.time.ZoneOffset;
  *   <li>{@code send TYPE 11=a|55=ACME|…} sends a message; TransactTime is set here;
  *   <li>{@code expect N} sets the next number that it expects, as if it had lost what came after;
  *   <li>{@code skip N} leaves N of its own numbers out, as if they had been lost on the way;
- *   <li>{@code logout}, {@code logon}, {@code test} (a TestRequest).
+ *   <li>{@code logout}, {@code logon}, {@code test} (a TestRequest), {@code break} (the connection);
+ *   <li>{@code echo WORD} says that all commands before it are done.
  * </ul>
  */
 public final class Counterparty implements Application {
@@ -40,10 +44,15 @@ public final class Counterparty implements Application {
     public static void main(String[] arguments) throws Exception {
         SessionSettings settings = new SessionSettings(arguments[0]);
         Counterparty application = new Counterparty(arguments[1], arguments[2]);
-        SocketInitiator initiator = new SocketInitiator(
-            application, new FileStoreFactory(settings), settings, new DefaultMessageFactory());
-        initiator.start();
-        SessionID id = initiator.getSessions().get(0);
+        boolean accepts = settings.getString("ConnectionType").equals("acceptor");
+        FileStoreFactory stores = new FileStoreFactory(settings);
+        DefaultMessageFactory messages = new DefaultMessageFactory();
+        Connector connector = accepts
+            ? new SocketAcceptor(application, stores, settings, messages)
+            : new SocketInitiator(application, stores, settings, messages);
+        connector.start();
+        SessionID id = connector.getSessions().get(0);
+        say("started", id);
         BufferedReader commands = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.US_ASCII));
         for (String line; (line = commands.readLine()) != null;) {
             String[] words = line.split(" ", 3);
@@ -55,17 +64,21 @@ public final class Counterparty implements Application {
                     session.getExpectedSenderNum() + Integer.parseInt(words[1]));
                 case "logout" -> session.logout();
                 case "logon" -> session.logon();
+                case "echo" -> say("echo", words[1]);
+                case "break" -> session.disconnect("as if the line were cut", false);
                 case "test" -> session.generateTestRequest(words[1]);
                 default -> throw new IllegalArgumentException(line);
             }
         }
-        initiator.stop(true);
+        connector.stop(true);
     }
 
     private static void send(SessionID id, String type, String fields) throws Exception {
         Message message = new Message();
         message.getHeader().setString(MsgType.FIELD, type);
-        message.setUtcTimeStamp(TransactTime.FIELD, LocalDateTime.now(ZoneOffset.UTC), true);
+        if (!type.equals("j")) {
+            message.setUtcTimeStamp(TransactTime.FIELD, LocalDateTime.now(ZoneOffset.UTC), true);
+        }
         for (String field : fields.split("\\|")) {
             String[] parts = field.split("=", 2);
             int tag = Integer.parseInt(parts[0]);
@@ -99,7 +112,8 @@ public final class Counterparty implements Application {
     @Override
     public void toAdmin(Message message, SessionID id) {
         try {
-            if (message.getHeader().getString(MsgType.FIELD).equals(MsgType.LOGON)) {
+            boolean initiates = !username.isEmpty();
+            if (initiates && message.getHeader().getString(MsgType.FIELD).equals(MsgType.LOGON)) {
                 message.setString(Username.FIELD, username);
                 message.setString(Password.FIELD, password);
             }

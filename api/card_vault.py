@@ -231,7 +231,8 @@ class CardVault:
         self, connection: psycopg.AsyncConnection[dict[str, Any]], keys: list[tuple[DataKey, bool]]
     ) -> list[tuple[DataKey, bool]]:
         """Make the vault's first keys; when several workers do, the first to commit wins."""
-        for purpose in {ENCRYPTION, FINGERPRINT} - {key.purpose for key, active in keys if active}:
+        # in one order everywhere: two workers that wait for each other's key would never end
+        for purpose in sorted({ENCRYPTION, FINGERPRINT} - {key.purpose for key, active in keys if active}):
             made = new_data_key(purpose)
             master_key_id, wrapped = await asyncio.to_thread(wrap_data_key, self._masters, made)
             await connection.execute(

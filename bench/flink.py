@@ -54,7 +54,8 @@ FRAMES: Final = 16_000
 LATENCY_FRAMES_PER_SECOND: Final = 200
 LATENCY_TRANSFERS_PER_FRAME: Final = 25
 LATENCY_SECONDS: Final = 20.0
-WARM_UP_SECONDS: Final = 20.0
+WARM_UP_SECONDS: Final = 60.0
+"""The JVMs compile for about a minute, beside the job and on the same cores."""
 STALL_SECONDS: Final = 120.0
 STEADY_FROM: Final = 0.4
 

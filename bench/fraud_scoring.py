@@ -62,7 +62,7 @@ LATENCY_FRAME_EVENTS: Final = 10
 LATENCY_RATE: Final = 2_000
 LATENCY_SECONDS: Final = 10.0
 LATENCY_GOAL_MS: Final = 40.0
-WARM_UP_SECONDS: Final = 3.0
+WARM_UP_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 120.0
 DEADLINE_MS: Final = 60_000
 """Patience of the scorers: a rate must not depend on what is given up."""

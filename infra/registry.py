@@ -58,6 +58,7 @@ class SchemaRegistry:
             timeout=TIMEOUT_SECONDS,
             headers={"Content-Type": CONTENT_TYPE},
             trust_env=False,
+            verify=self._config.registry_url.startswith("https:"),  # else the certificates of all CAs are read in vain
         )
 
     def __enter__(self) -> Self:

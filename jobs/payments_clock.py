@@ -73,10 +73,12 @@ def run_clock(settings: Settings, interval: float, stop: threading.Event) -> int
 
 
 def send_command(settings: Settings, shard: int, command: Mapping[str, Any]) -> None:
-    """Send one operator's decision (as JSON has it), made now, and return once Kafka has it. Raises
+    """Send one command (as JSON has it), an operator's decision as made now, and return once Kafka has it. Raises
     `StreambankError`."""
     codec, now = codec_of(PAYMENTS_COMMANDS.name), time.time_ns() // 1_000
-    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, now, None, parse_events(codec, [{**command, "decided_at": now}]))
+    if any(field.name == "decided_at" for field in codec.event_type(command["type"]).fields):
+        command = {**command, "decided_at": now}
+    frame = Frame(PAYMENTS_COMMANDS.name, shard, 0, now, None, parse_events(codec, [command]))
     with SchemaRegistry(settings) as registry:
         value = wrap(registry.schema_id(PAYMENTS_COMMANDS), codec.encode(frame))
     producer = make_producer(settings, "payments-command", 30.0)

@@ -22,7 +22,7 @@ def consumer_that_gathers(seconds: float) -> type[Any]:
     class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped
         def _create_worker_consumer(self, transport: Any) -> Any:
             consumer = super()._create_worker_consumer(transport)
-            if seconds > 0:  # Faust has settings for every other option of a fetch
+            if seconds > 0:  # Faust gives no setting for these two: 1 byte, and at most 1.5 s
                 consumer._fetch_min_bytes = FETCH_BYTES
                 consumer._fetch_max_wait_ms = int(seconds * 1000)
             return consumer

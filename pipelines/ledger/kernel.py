@@ -92,7 +92,7 @@ class LedgerKernel:
         self._state = pages.PagedState(
             {
                 "accounts": pages.Column(ACCOUNT, max_accounts, huge_pages=True),
-                "transfers": pages.Column(TRANSFER, max_transfers, spill=True),
+                "transfers": pages.Column(TRANSFER, max_transfers, huge_pages=True, spill=True),
                 "statuses": pages.Column(np.uint8, max_transfers),
                 "burned": pages.Column(U128, max_transfers),
                 "meta": pages.Column(np.int64, 64),

@@ -151,7 +151,7 @@ def restart_local_task_managers(config: Settings) -> int:
 
 def _run_client(submission: Submission, config: Settings) -> str:
     cluster = Flink(config)
-    arguments = [str(cluster.flink_home / "bin" / "flink"), "run", "--detached"]
+    arguments = ["run", "--detached"]
     arguments += ["--jobmanager", urlparse(config.flink_url).netloc]
     arguments += ["--parallelism", str(submission.parallelism)]
     if submission.from_savepoint is not None:
@@ -162,10 +162,9 @@ def _run_client(submission: Submission, config: Settings) -> str:
     arguments += ["--python", str(submission.file)]
     environment = {key: value for key, value in {**os.environ, **cluster.environment()}.items() if value is not None}
     environment |= config.variables()
-    environment["JVM_ARGS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # it lives for seconds
     try:
         done = subprocess.run(
-            arguments,
+            cluster.client(*arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -175,7 +174,7 @@ def _run_client(submission: Submission, config: Settings) -> str:
             cwd=PROJECT_ROOT,
         )
     except FileNotFoundError as error:
-        raise SubmitError(f"{arguments[0]} is not there; run `streambank setup`") from error
+        raise SubmitError(f"{error.filename} is not there; run `streambank setup`") from error
     except subprocess.TimeoutExpired as error:
         raise SubmitError(f"the Flink client did not finish within {CLIENT_SECONDS:.0f} s") from error
     found = re.search(r"submitted with JobID ([0-9a-f]{32})", done.stdout)

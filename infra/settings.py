@@ -43,8 +43,8 @@ class Settings(BaseSettings):
 
     jvm_options: str = Field(
         "",
-        description="Options for the JVMs of Kafka, Flink and Cassandra, after their own: -XX:TieredStopAtLevel=1 for "
-        "a stack that lives for minutes, say.",
+        description="Options for the JVMs of Kafka, Flink and Cassandra, after their own: -XX:TieredStopAtLevel=1 "
+        "-XX:+UseSerialGC for a stack that lives for minutes, say.",
     )
     topic_prefix: str = Field(
         "",

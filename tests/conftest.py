@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +30,8 @@ from tests.support.stack import SERVER_TYPES, PrivateStack
 hypothesis.settings.register_profile("streambank", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("streambank")
 
+STACK = pytest.StashKey[PrivateStack]()
+
 
 # A run in the background of a script inherits "ignore" for Ctrl-C and would pass it on to the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,12 +43,21 @@ def stack(request: pytest.FixtureRequest) -> Iterator[PrivateStack]:
     never runs as root, then loses its data. The logs of a session with failures are kept."""
     directory = Path(tempfile.mkdtemp(prefix="streambank-"))
     private = PrivateStack(directory)
+    request.session.stash[STACK] = private
     try:
         yield private
     finally:
         private.stop()
         if not request.session.testsfailed:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """After the last test of a file, and the end of its fixtures, its topics go."""
+    yield
+    if nextitem is not None and nextitem.path != item.path and STACK in item.session.stash:
+        item.session.stash[STACK].delete_topics()
 
 
 @pytest.hookimpl(tryfirst=True)

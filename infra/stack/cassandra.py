@@ -162,7 +162,7 @@ class Cassandra(Server):
         (self.directory / "tmp").mkdir(exist_ok=True)
         arguments = [str(java_home() / "bin" / "java"), f"-javaagent:{jamm}"]
         arguments += [f"-Xms{HEAP}", f"-Xmx{HEAP}", "-Xss256k", "-XX:MaxDirectMemorySize=256m"]
-        arguments += ["-XX:+UseG1GC", "-XX:MaxGCPauseMillis=100", "-XX:+UseStringDeduplication"]
+        arguments += ["-XX:MaxGCPauseMillis=100", "-XX:+UseStringDeduplication"]
         arguments += ["-XX:+ExitOnOutOfMemoryError", "-XX:+PerfDisableSharedMem", *self.settings.jvm_options.split()]
         arguments += [f"--add-exports={module}=ALL-UNNAMED" for module in EXPORTS]
         arguments += [f"--add-opens={module}=ALL-UNNAMED" for module in OPENS]

@@ -3,6 +3,9 @@
 Ports but those of the REST API and the JobManager's RPC are chosen by the system, so several clusters run side by side.
 Heartbeats are tuned to notice a lost TaskManager after 6 s. Checkpoints are retained when a job is cancelled, because
 without high availability a lost JobManager forgets its jobs.
+
+Java is started as Flink's scripts do, but not by them: they start four more Javas to read the configuration and to
+divide the memory, and take as long for that as the server for its start. The division is that of `FlinkOptions`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.settings import Settings
@@ -28,6 +31,14 @@ from infra.stack.server import Port, Server
 __all__ = ["Flink", "FlinkOptions"]
 
 JOB_MANAGER = "jobmanager"
+
+# Flink's own defaults, in MiB.
+METASPACE = 256
+FRAMEWORK_HEAP = 128
+FRAMEWORK_OFF_HEAP = 128
+LEAST_JVM_OVERHEAD, MOST_JVM_OVERHEAD = 192, 1024
+
+LEAST_HEAP = 64
 
 LOG4J = """rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = ConsoleAppender
@@ -47,6 +58,16 @@ logger.metrics.level = ERROR
 """
 
 
+def _mebibytes(size: object) -> object:
+    """`2112m` and `2g` as Flink writes them; a number is MiB already."""
+    match = re.fullmatch(r"(\d+)\s*([mg])b?", str(size).strip().lower())
+    return int(match[1]) * (1024 if match[2] == "g" else 1) if match else size
+
+
+Mebibytes = Annotated[int, BeforeValidator(_mebibytes), Field(gt=0)]
+"""A size in MiB; also read as Flink writes sizes."""
+
+
 class FlinkOptions(BaseSettings):
     """Size and failure behaviour of the cluster; each is also an environment variable STREAMBANK_FLINK_<NAME>."""
 
@@ -54,15 +75,49 @@ class FlinkOptions(BaseSettings):
 
     task_managers: int = Field(1, ge=1, le=16, description="TaskManagers to start.")
     slots: int = Field(4, ge=1, le=64, description="Slots of each TaskManager.")
-    job_manager_memory: str = Field("960m", description="Process memory of the JobManager.")
-    task_manager_memory: str = Field("2112m", description="Process memory of each TaskManager.")
-    task_off_heap_memory: str = Field("256m", description="Part of it for NumPy arrays, which Flink does not count.")
-    managed_memory: str = Field("512m", description="Part of it for RocksDB.")
-    network_memory: str = Field("64m", description="Part of it for network buffers.")
+    job_manager_memory: Mebibytes = Field(960, description="Process memory of the JobManager.")
+    task_manager_memory: Mebibytes = Field(2112, description="Process memory of each TaskManager.")
+    task_off_heap_memory: Mebibytes = Field(256, description="Part of it for NumPy arrays, which Flink does not count.")
+    managed_memory: Mebibytes = Field(512, description="Part of it for RocksDB.")
+    network_memory: Mebibytes = Field(64, description="Part of it for network buffers.")
     restart: Literal["exponential-delay", "none"] = Field(
         "exponential-delay", description="What a failed job does; none shows the failure at once."
     )
     configuration: dict[str, str] = Field(default_factory=dict, description="Further keys of Flink's config.yaml.")
+
+    @property
+    def job_manager_heap(self) -> int:
+        """MiB of the JobManager's memory that are left for its heap. Raises `StackError` when there is too little."""
+        return _left(
+            "STREAMBANK_FLINK_JOB_MANAGER_MEMORY",
+            self.job_manager_memory,
+            METASPACE + FRAMEWORK_OFF_HEAP + _jvm_overhead(self.job_manager_memory),
+        )
+
+    @property
+    def task_heap(self) -> int:
+        """MiB of a TaskManager's memory that are left for the heap of its tasks. Raises `StackError` when there is too
+        little."""
+        return _left(
+            "STREAMBANK_FLINK_TASK_MANAGER_MEMORY",
+            self.task_manager_memory,
+            *(METASPACE, FRAMEWORK_HEAP, FRAMEWORK_OFF_HEAP, _jvm_overhead(self.task_manager_memory)),
+            *(self.task_off_heap_memory, self.managed_memory, self.network_memory),
+        )
+
+
+def _jvm_overhead(process_memory: int) -> int:
+    return min(max(process_memory // 10, LEAST_JVM_OVERHEAD), MOST_JVM_OVERHEAD)
+
+
+def _left(variable: str, process_memory: int, *parts: int) -> int:
+    left = process_memory - sum(parts)
+    if left < LEAST_HEAP:
+        raise StackError(
+            f"flink: of {process_memory} MiB {left} would be left for the heap, at least {LEAST_HEAP} are needed; "
+            f"set {variable} to {sum(parts) + LEAST_HEAP}m or more"
+        )
+    return left
 
 
 class Flink(Server):
@@ -100,6 +155,9 @@ class Flink(Server):
         return {
             "FLINK_HOME": str(self.flink_home),
             "FLINK_CONF_DIR": str(self.configuration_directory),
+            "FLINK_LIB_DIR": str(self.flink_home / "lib"),
+            "FLINK_OPT_DIR": str(self.flink_home / "opt"),
+            "FLINK_PLUGINS_DIR": str(self.flink_home / "plugins"),
             "FLINK_LOG_DIR": str(self.directory),
             "FLINK_PID_DIR": str(self.directory / "pids"),
             "JAVA_HOME": str(java_home()),
@@ -147,11 +205,11 @@ class Flink(Server):
         while self.process(f"taskmanager-{number}").pid is not None:
             number += 1
         process = self.process(f"taskmanager-{number}")
-        process.start(self._command("taskmanager.sh", f"-Dtaskmanager.resource-id={process.name}"))
+        process.start(self._task_manager(process.name))
         return process
 
     def prepare(self) -> None:
-        if not (self.flink_home / "bin" / "jobmanager.sh").exists():
+        if not (self.flink_home / "bin" / "flink").exists():
             raise PrerequisiteError(f"flink: {self.flink_home} is not set up; run: streambank setup")
         for directory in ("conf", "pids", "tmp", "uploads"):
             (self.directory / directory).mkdir(parents=True, exist_ok=True)
@@ -164,17 +222,46 @@ class Flink(Server):
             (self.configuration_directory / name).write_text(LOG4J)
 
     def commands(self) -> Mapping[str, Command]:
-        commands = {JOB_MANAGER: self._command("jobmanager.sh")}
+        commands = {JOB_MANAGER: self._job_manager()}
         for process in self.processes()[1:]:
-            commands[process.name] = self._command("taskmanager.sh", f"-Dtaskmanager.resource-id={process.name}")
+            commands[process.name] = self._task_manager(process.name)
         return commands
 
-    def _command(self, script: str, *arguments: str) -> Command:
-        return Command(
-            (str(self.flink_home / "bin" / script), "start-foreground", *arguments),
-            environment=self.environment(),
-            working_directory=self.directory,
+    def _job_manager(self) -> Command:
+        heap = self.options.job_manager_heap
+        return self._java(
+            JOB_MANAGER, "entrypoint.StandaloneSessionClusterEntrypoint", (f"-Xms{heap}m", f"-Xmx{heap}m")
         )
+
+    def _task_manager(self, name: str) -> Command:
+        options = self.options
+        heap = FRAMEWORK_HEAP + options.task_heap
+        direct = FRAMEWORK_OFF_HEAP + options.task_off_heap_memory + options.network_memory
+        memory = (f"-Xms{heap}m", f"-Xmx{heap}m", f"-XX:MaxDirectMemorySize={direct}m")
+        return self._java(name, "taskexecutor.TaskManagerRunner", memory, "-D", f"taskmanager.resource-id={name}")
+
+    def _java(self, name: str, main_class: str, memory: tuple[str, ...], *arguments: str) -> Command:
+        options = (*memory, f"-XX:MaxMetaspaceSize={METASPACE}m", *self.settings.jvm_options.split())
+        java = self._java_with(options, self.process(name).log_file, "log4j-console.properties")
+        command = (*java, f"org.apache.flink.runtime.{main_class}", "--configDir", str(self.configuration_directory))
+        return Command((*command, *arguments), environment=self.environment(), working_directory=self.directory)
+
+    def client(self, *arguments: str) -> list[str]:
+        """The command of `flink` with these arguments; it needs the variables of `environment`."""
+        options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # it lives for seconds
+        java = self._java_with(options, self.directory / "client.log", "log4j-cli.properties")
+        return [*java, "org.apache.flink.client.cli.CliFrontend", *arguments]
+
+    def _java_with(self, options: tuple[str, ...], log_file: Path, log4j: str) -> list[str]:
+        return [
+            str(java_home() / "bin" / "java"),
+            *_module_options(self.flink_home).split(),
+            *options,
+            f"-Dlog.file={log_file}",
+            f"-Dlog4j.configurationFile={(self.configuration_directory / log4j).as_uri()}",
+            "-classpath",
+            f"{self.flink_home / 'lib'}/*",
+        ]
 
     def _configuration(self) -> dict[str, Any]:
         host, options = self.settings.host, self.options
@@ -183,15 +270,21 @@ class Flink(Server):
             "jobmanager.rpc.address": host,
             "jobmanager.rpc.port": self.settings.flink_rpc_port,
             "jobmanager.bind-host": host,
-            "jobmanager.memory.process.size": options.job_manager_memory,
+            "jobmanager.memory.heap.size": f"{options.job_manager_heap}m",
             "taskmanager.host": host,
             "taskmanager.bind-host": host,
             "taskmanager.numberOfTaskSlots": options.slots,
-            "taskmanager.memory.process.size": options.task_manager_memory,
-            "taskmanager.memory.task.off-heap.size": options.task_off_heap_memory,
-            "taskmanager.memory.managed.size": options.managed_memory,
-            "taskmanager.memory.network.min": options.network_memory,
-            "taskmanager.memory.network.max": options.network_memory,
+            "taskmanager.cpu.cores": float(options.slots),
+            "taskmanager.memory.framework.heap.size": f"{FRAMEWORK_HEAP}m",
+            "taskmanager.memory.framework.off-heap.size": f"{FRAMEWORK_OFF_HEAP}m",
+            "taskmanager.memory.task.heap.size": f"{options.task_heap}m",
+            "taskmanager.memory.task.off-heap.size": f"{options.task_off_heap_memory}m",
+            "taskmanager.memory.managed.size": f"{options.managed_memory}m",
+            "taskmanager.memory.network.min": f"{options.network_memory}m",
+            "taskmanager.memory.network.max": f"{options.network_memory}m",
+            "taskmanager.memory.jvm-metaspace.size": f"{METASPACE}m",
+            "taskmanager.memory.jvm-overhead.min": f"{_jvm_overhead(options.task_manager_memory)}m",
+            "taskmanager.memory.jvm-overhead.max": f"{_jvm_overhead(options.task_manager_memory)}m",
             "rest.address": host,
             "rest.bind-address": host,
             "rest.port": self.settings.flink_port,

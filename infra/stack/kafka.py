@@ -116,7 +116,6 @@ class Kafka(Server):
         options = (
             f"-Xms{HEAP}",
             f"-Xmx{HEAP}",
-            "-XX:+UseG1GC",
             "-XX:MaxGCPauseMillis=20",
             "-XX:+ExitOnOutOfMemoryError",
             *self.settings.jvm_options.split(),

@@ -8,8 +8,9 @@ export UV_PYTHON_DOWNLOADS := never
 # Each worker has servers of its own, about 3 GB; the tests of a file stay together, in the order of
 # tests/conftest.py.
 PYTEST := .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-# Processes of the stack come and go; where bytecode may not be written, each would compile its libraries again.
+# Processes of the stack come and go; where bytecode may not be written, each would compile everything again.
 export UV_COMPILE_BYTECODE := 1
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .streambank/uv/bin/uv)
 STREAMBANK := .venv/bin/streambank
 SYNCED := .venv/.synced

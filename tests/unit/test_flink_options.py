@@ -9,7 +9,7 @@ from infra.stack.errors import StackError
 from infra.stack.flink import FRAMEWORK_HEAP, FRAMEWORK_OFF_HEAP, METASPACE, Flink, FlinkOptions
 
 
-@pytest.mark.parametrize("asked, mebibytes", [("2112m", 2112), ("3g", 3072), ("1792MB", 1792), (4096, 4096)])
+@pytest.mark.parametrize(("asked", "mebibytes"), [("2112m", 2112), ("3g", 3072), ("1792MB", 1792), (4096, 4096)])
 def test_the_parts_of_a_task_manager_are_the_whole(
     asked: object, mebibytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

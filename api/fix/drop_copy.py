@@ -106,7 +106,7 @@ class DropCopies:
             trade = [
                 (32, instrument.quantity(int(report["quantity"]))), (31, instrument.price(int(report["price"]))),
                 (851, ROUTED_OUT if at_venue else 1 if is_maker else 2),
-                (30, report["maker_account"] if at_venue else ""),
+                (30, report["maker_account"] if at_venue else ""), (527, report["venue_execution_id"]),
             ]  # fmt: skip
         known = self._store.order(order.order_id)
         entered_here = known is not None and (known.account, known.symbol) == (order.account, order.symbol)

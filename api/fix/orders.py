@@ -449,6 +449,7 @@ class OrderDesk:
         more: list[tuple[int, str | int]] = [
             (32, instrument.quantity(quantity)), (31, instrument.price(price)),
             (851, ROUTED_OUT if at_venue else 1 if is_maker else 2), (30, report["maker_account"] if at_venue else ""),
+            (527, report["venue_execution_id"]),
         ]  # fmt: skip
         self._tell(frame, order, "F", report, more, order.cl_ord_id, is_maker=is_maker)
 

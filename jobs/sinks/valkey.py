@@ -11,7 +11,8 @@ Keys of a shard share a hash tag (``{shard}``), so that they live on one node of
   ``last_trade_id``
 - ``book-orders:{shard}:SYMBOL``, for symbols with an order feed: ``<place>`` (``side price lots``) for each resting
   order; it is of the sequence of the symbol's book
-- ``order:{shard}:ID``: the order's last report; a day after its end it is forgotten
+- ``order:{shard}:ID``: the order's last report, and the last cancel or amendment of it that was refused; a day after
+  its end it is forgotten
 - ``position:{shard}:SINK``: next offset, sequence, unreadable records
 
 Valkey may lose what it holds. A sink then starts at the topic's beginning, and when that is no longer there it stops
@@ -208,6 +209,10 @@ class ValkeyOrdersSink(ValkeySink):
             for report in render_events(codec, events):
                 if report["type"] == "ExecutionReport" and report["exec_type"] != "REJECTED":
                     yield from self._of_order(shard, report)
+                elif report["type"] == "OrderCancelReject" and report["account"]:
+                    yield order_key(self._settings, shard, report["order_id"]), "HSET", (
+                        "refused_request", report["response_to"], "refused_reason", report["reason"],
+                    )  # fmt: skip
 
     def _of_order(self, shard: int, report: dict[str, Any]) -> Iterable[Change]:
         key = order_key(self._settings, shard, report["order_id"])

@@ -49,6 +49,10 @@ SUM: Final = 14
 ROUTED_HEAD: Final = 15
 ROUTED_TAIL: Final = 16
 """First and last of the routed orders, in the order in which they came."""
+FRAME_TEXTS: Final = 17
+"""Reports of this frame with a text that lies in the frame, not among the names; its word has the bit `IN_FRAME`."""
+
+IN_FRAME: Final = 1 << 62
 
 # what `work[BROKEN]` tells
 OUTPUT_FULL: Final = 1

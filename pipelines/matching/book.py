@@ -255,6 +255,7 @@ def execution(
     report.maker_leaves_quantity = 0
     report.execution_id = state.meta[arrays.EXECUTIONS]
     report.reason = reason
+    report.venue_execution_id = 0
 
 
 @compiled

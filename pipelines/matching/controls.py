@@ -524,6 +524,7 @@ def write_trade(
     report.maker_leaves_quantity = resting.leaves
     report.execution_id = state.meta[arrays.EXECUTIONS]
     report.reason = NONE
+    report.venue_execution_id = 0
     number = next_market_row(state)
     state.symbols[symbol].sequence += 1
     trade = state.trades[number]

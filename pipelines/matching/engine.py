@@ -561,11 +561,11 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     nothing = np.int64(0)
     time = command.transact_time if command.transact_time > 0 else clock
     if command.session != 0 and _throttled(state, command.session, time):
-        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
+        cancel_reject(state, given, np.int64(0), command.order_id, RESPONSE_TO_AMEND, SESSION_THROTTLED)
         return nothing, np.int64(-1)
     slot = _named(state, command.order_id, command.account, command.symbol)
     if slot < 0:
-        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, UNKNOWN_ORDER)
+        cancel_reject(state, given, np.int64(0), command.order_id, RESPONSE_TO_AMEND, UNKNOWN_ORDER)
         return nothing, np.int64(-1)
     order = state.orders[slot]
     if order.flags & ROUTED:
@@ -616,7 +616,7 @@ def _amend(state: Any, given: Any, command: Any, clock: Any) -> Any:
     if reason == NONE and quantity > 0 and (instrument.checks != 0 or order.flags & CHECKED):
         reason = np.int64(_amend_limits(state, slot, price, quantity, time))
     if reason != NONE:
-        cancel_reject(state, given, command.order_id, RESPONSE_TO_AMEND, reason)
+        cancel_reject(state, given, slot, command.order_id, RESPONSE_TO_AMEND, reason)
         return nothing, np.int64(-1)
     if quantity == 0:
         take_off(state, given, slot, CANCELED, STATUS_CANCELED, USER_REQUEST)
@@ -1034,6 +1034,7 @@ def apply_rows(state: Any, clock: Any) -> Any:
     work = state.work
     work[arrays.FRAME] += 1
     work[arrays.REPORTS] = 0
+    work[arrays.FRAME_TEXTS] = 0
     work[arrays.TRADES] = 0
     work[arrays.TOUCHED] = 0
     work[arrays.TOUCHED_SYMBOLS] = 0
@@ -1068,7 +1069,8 @@ def apply_rows(state: Any, clock: Any) -> Any:
             if named >= 0 and state.orders[named].flags & ROUTED == 0:
                 take_off(state, i, named, CANCELED, STATUS_CANCELED, USER_REQUEST)
             elif named < 0 or not request_cancel(state, i, named, USER_REQUEST):
-                cancel_reject(state, i, cancel.order_id, RESPONSE_TO_CANCEL, reason if named < 0 else REQUEST_PENDING)
+                reason = reason if named < 0 else np.int64(REQUEST_PENDING)
+                cancel_reject(state, i, max(named, 0), cancel.order_id, RESPONSE_TO_CANCEL, reason)
         elif kind == AMEND_ORDER:
             slot, symbol = _amend(state, i, state.amends[i], clock)
         elif kind == MASS_CANCEL:

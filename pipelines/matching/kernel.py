@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import expiry, pages
-from pipelines.codec import codec_of
+from pipelines.codec import HeapBuilder, codec_of, raw
 from pipelines.compiled import source_digest
 from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Events, Frame, Rows
@@ -76,6 +76,12 @@ _EVENT_TYPES: Final = {
     _REPORTS: ("ExecutionReport", "OrderCancelReject", "MassCancelReport", "AdminReport", "RouteRequest"),
     _MARKET_DATA: ("Trade", "PriceLevel", "TopOfBook", "SecurityStatus", "BookOrder"),
 }  # fmt: skip
+
+
+_REPORT_TEXTS: Final = [
+    [field.word for field in event_type.fields if field.storage == "string"]
+    for event_type in codec_of(_REPORTS).event_types
+]
 
 
 class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for what happened
@@ -200,11 +206,10 @@ class MatchingKernel:
                 f"matching: a reserve could not be restored in the frame of {len(rows)} events produced at "
                 f"{frame.produced_at} (trace {frame.trace})"
             )
-        reports = int(state.work[arrays.REPORTS])
-        return [
-            *self._outputs(_REPORTS, state.report_rows[:reports], MAX_REPORTS),
-            *self._outputs(_MARKET_DATA, state.market_rows[:market_rows], MAX_MARKET_ROWS),
-        ]
+        reports = self._outputs(_REPORTS, state.report_rows[: int(state.work[arrays.REPORTS])], MAX_REPORTS)
+        if state.work[arrays.FRAME_TEXTS]:
+            reports = [Output(_REPORTS, _with_frame_texts(output.events, heap)) for output in reports]
+        return [*reports, *self._outputs(_MARKET_DATA, state.market_rows[:market_rows], MAX_MARKET_ROWS)]
 
     def _outputs(self, topic: str, rows: Rows, most: int) -> list[Output]:
         """The rows, copied out of their buffer, in frames of at most ``most``."""
@@ -570,6 +575,22 @@ class MatchingKernel:
                 if int(extra[name]):
                     row[name] = int(extra[name])
         return row
+
+
+def _with_frame_texts(reports: Events, frame_heap: NDArray[np.uint8]) -> Events:
+    """Reports with a heap of their own, where some texts lie in the command frame (`arrays.IN_FRAME`)."""
+    given = Events(reports.rows, frame_heap)
+    moved: dict[int, int] = {}
+    heap = HeapBuilder()
+    rows = reports.rows
+    for row, kind in enumerate(rows[:, 0].tolist()):
+        for word in _REPORT_TEXTS[kind]:
+            at = int(rows[row, word])
+            if at not in moved:
+                in_frame = bool(at & arrays.IN_FRAME)
+                moved[at] = heap.add(raw(given if in_frame else reports, at & ~arrays.IN_FRAME))
+            rows[row, word] = moved[at]
+    return Events(rows, heap.array())
 
 
 def find_order(state: arrays.MatchingArrays, order_id: int) -> int:

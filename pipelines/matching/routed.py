@@ -64,6 +64,8 @@ __all__ = ["amend_routed", "cancel_reject", "cancel_routed", "enter_routed", "li
 
 MAX_PRICE: Final = 10**15
 MAX_QUANTITY: Final = 10**12
+MAX_EXECUTION_ID: Final = 64
+"""Bytes of a venue's ExecID that a report tells; a frame of `MAX_REPORTS` of these stays below Kafka's limit."""
 
 # actions of a RouteRequest; what is under way of an order is one of the last two
 ROUTE_NEW: Final = 0
@@ -143,8 +145,8 @@ OVERFILL: Final = np.int64(Reason.OVERFILL)
 
 
 @compiled
-def cancel_reject(state: Any, given: Any, order_id: Any, response_to: Any, reason: Any) -> None:
-    """Write an OrderCancelReject."""
+def cancel_reject(state: Any, given: Any, slot: Any, order_id: Any, response_to: Any, reason: Any) -> None:
+    """Write an OrderCancelReject; ``slot`` is the order's, 0 where none was found."""
     number = next_report(state)
     state.meta[arrays.EXECUTIONS] += 1
     for word in range(state.report_rows.shape[1]):
@@ -156,6 +158,10 @@ def cancel_reject(state: Any, given: Any, order_id: Any, response_to: Any, reaso
     report.response_to = response_to
     report.reason = reason
     report.execution_id = state.meta[arrays.EXECUTIONS]
+    if slot > 0:
+        order = state.orders[slot]
+        report.account = state.accounts[order.account].word
+        report.symbol = state.symbols[order.symbol].word
 
 
 @compiled
@@ -394,16 +400,16 @@ def amend_routed(state: Any, given: Any, command: Any, slot: Any, time: Any) -> 
         total = command.total_quantity
     elif command.quantity_is_set != 0:
         if command.quantity < 0 or command.quantity > MAX_QUANTITY:
-            cancel_reject(state, given, order.id, RESPONSE_TO_AMEND, INCORRECT_QUANTITY)
+            cancel_reject(state, given, slot, order.id, RESPONSE_TO_AMEND, INCORRECT_QUANTITY)
             return
         total = order.executed + command.quantity
         if command.quantity == 0:
             if not request_cancel(state, given, slot, USER_REQUEST):
-                cancel_reject(state, given, order.id, RESPONSE_TO_AMEND, REQUEST_PENDING)
+                cancel_reject(state, given, slot, order.id, RESPONSE_TO_AMEND, REQUEST_PENDING)
             return
     reason = np.int64(_amend_reason(state, slot, command, price, total, time))
     if reason != NONE:
-        cancel_reject(state, given, order.id, RESPONSE_TO_AMEND, reason)
+        cancel_reject(state, given, slot, order.id, RESPONSE_TO_AMEND, reason)
         return
     route.asked_price = price
     route.asked_quantity = total
@@ -466,8 +472,8 @@ def _fill_reason(state: Any, slot: Any, lots: Any, price: Any, cumulative: Any) 
 
 
 @compiled
-def _fill(state: Any, given: Any, slot: Any, lots: Any, price: Any) -> None:
-    """A trade with the venue: settled between account and venue, and reported."""
+def _fill(state: Any, given: Any, slot: Any, lots: Any, price: Any, execution_word: Any) -> None:
+    """A trade with the venue: settled between account and venue, and reported with its ExecID if that is not long."""
     order = state.orders[slot]
     route = state.routes[slot]
     instrument = state.symbols[order.symbol]
@@ -484,7 +490,11 @@ def _fill(state: Any, given: Any, slot: Any, lots: Any, price: Any) -> None:
         mark_balance(state, quote)
     left = route.ordered - order.executed
     _report(state, given, TRADE, STATUS_FILLED if left == 0 else STATUS_PARTIALLY_FILLED, slot, price, lots, left, NONE)
-    state.reports[state.work[arrays.REPORTS] - 1].maker_account = state.accounts[route.venue].word
+    report = state.reports[state.work[arrays.REPORTS] - 1]
+    report.maker_account = state.accounts[route.venue].word
+    if 0 < execution_word & 0xFFFFFFFF <= MAX_EXECUTION_ID:
+        report.venue_execution_id = execution_word | arrays.IN_FRAME
+        state.work[arrays.FRAME_TEXTS] += 1
     mark_order(state, slot)
     if left == 0 and route.pending == 0:
         _end(state, slot)
@@ -539,9 +549,9 @@ def _over(state: Any, given: Any, slot: Any, said: Any, reject_reason: Any) -> N
     elif order.time_in_force == IOC or order.order_type == MARKET:
         reason = np.int64(IMMEDIATE_OR_CANCEL)
     if route.pending & PENDING == ROUTE_CANCEL and said != SAID_CANCELED:
-        cancel_reject(state, given, order.id, RESPONSE_TO_CANCEL, VENUE_REJECTED)
+        cancel_reject(state, given, slot, order.id, RESPONSE_TO_CANCEL, VENUE_REJECTED)
     elif route.pending & ROUTE_REPLACE:
-        cancel_reject(state, given, order.id, RESPONSE_TO_AMEND, VENUE_REJECTED)
+        cancel_reject(state, given, slot, order.id, RESPONSE_TO_AMEND, VENUE_REJECTED)
     left = route.ordered - order.executed
     _report(state, given, exec_type, status, slot, order.price, left, np.int64(0), reason)
     _end(state, slot)
@@ -563,7 +573,7 @@ def venue_report(state: Any, given: Any, command: Any, venue: Any, symbol: Any) 
     if said == SAID_TRADE:
         reason = np.int64(_fill_reason(state, slot, command.quantity, command.price, command.cumulative_quantity))
         if reason == NONE:
-            _fill(state, given, slot, command.quantity, command.price)
+            _fill(state, given, slot, command.quantity, command.price, command.venue_execution_id)
         return reason
     if said == SAID_CANCELED or said == SAID_REJECTED or said == SAID_EXPIRED:  # noqa: SIM109
         if command.cumulative_quantity != order.executed or order.executed == route.ordered:
@@ -582,7 +592,8 @@ def venue_report(state: Any, given: Any, command: Any, venue: Any, symbol: Any) 
             return INCORRECT_QUANTITY
         _replaced(state, given, slot)
         return NONE
-    cancel_reject(state, given, order.id, RESPONSE_TO_AMEND if is_replace else RESPONSE_TO_CANCEL, VENUE_REJECTED)
+    response_to = RESPONSE_TO_AMEND if is_replace else RESPONSE_TO_CANCEL
+    cancel_reject(state, given, slot, order.id, response_to, VENUE_REJECTED)
     if is_replace:
         _resize(state, slot, order.price, route.ordered - order.executed)
     _answered(state, given, slot)

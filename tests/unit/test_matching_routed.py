@@ -93,6 +93,25 @@ def test_a_routed_order_reserves_fills_at_the_venue_and_settles_exactly(market: 
     assert market.balances("V") == {"USD": (4 * 198 + 6 * 200 - 5 * 190, 0), "X": (-30 + 15, 0)}
 
 
+def test_a_trade_has_the_venues_execution_id_and_a_refusal_names_the_order(market: Matching) -> None:
+    route = send(market, routed(1, "BUY", 100, 10))
+    fills = [fill(1, route, 1, 99, number) for number in (1, 2, 3, 4)]
+    identified = ["Xé-17", "", "i" * 64, "i" * 65]
+    commands = [said | {"venue_execution_id": found} for said, found in zip(fills, identified, strict=True)]
+    reports = market.apply(cancel(1, account="a", symbol="X"), *commands, new(9, "BUY", 1, 1, symbol="X", account="a"))
+    trades = [report for report in reports if report.get("exec_type") == "TRADE"]
+    assert [trade["venue_execution_id"] for trade in trades] == ["Xé-17", "", "i" * 64, ""]
+    named = [{name: report[name] for name in ("account", "symbol", "maker_account")} for report in trades]
+    assert named == [{"account": "a", "symbol": "X", "maker_account": "V"}] * 4
+    assert (reports[-1]["account"], reports[-1]["symbol"], reports[-1]["venue_execution_id"]) == ("a", "X", "")
+    request = reports[0]["execution_id"]
+    refused, _ = market.apply(says(1, route, "CANCEL_REJECTED", request=request))
+    assert (refused["type"], refused["account"], refused["symbol"]) == ("OrderCancelReject", "a", "X")
+    for stranger in (cancel(1, account="m", symbol="X"), cancel(5, account="a", symbol="X")):
+        [unknown] = market.apply(stranger)
+        assert (unknown["reason"], unknown["account"], unknown["symbol"]) == ("UNKNOWN_ORDER", "", "")
+
+
 @pytest.mark.parametrize(
     ("reports", "reasons"),
     [

@@ -128,6 +128,7 @@ class LocalKeys:
     def __init__(self, keys: KeyStore, clients: ClientStore) -> None:
         self._keys = keys
         self._clients = clients
+        self._granted: dict[str, tuple[Client, frozenset[str]]] = {}
 
     async def find(self, kid: str) -> ECKey | None:
         return self._keys.find(kid)
@@ -137,7 +138,12 @@ class LocalKeys:
 
     def accounts(self, client_id: str) -> frozenset[str] | None:
         client = self._clients.active(client_id)
-        return frozenset(() if client is None else client.accounts)
+        if client is None:
+            return frozenset()
+        known = self._granted.get(client_id)
+        if known is None or known[0] is not client:  # the store makes its clients anew when its file has changed
+            known = self._granted[client_id] = (client, frozenset(client.accounts))
+        return known[1]
 
 
 class JwksUrl:
@@ -231,11 +237,16 @@ class Authenticator:
                 self._verified.popitem(last=False)
         if principal.expires_at <= time.time():
             self._verified.pop(digest, None)
+        return self.current(principal)
+
+    def current(self, principal: Principal) -> Principal:
+        """A sender who was identified before, as it is by now; raises `Problem` 401 when its token no longer holds."""
+        if principal.expires_at <= time.time():
             raise self._refused("invalid_token", "The token has expired; get a new one.")
         if not self._keys.accepts(principal.client_id):
             raise self._refused("invalid_token", "The token's client is unknown or revoked.")
         granted = self._keys.accounts(principal.client_id)
-        return principal if granted is None else replace(principal, accounts=granted)
+        return principal if granted is None or granted is principal.accounts else replace(principal, accounts=granted)
 
     async def _decode(self, token: str) -> Principal:
         header = _header(token)

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 import numpy as np
@@ -129,9 +130,7 @@ class Batcher:
         self._linked = flag_bits(codec, "linked")
         self._imported = flag_bits(codec, "imported")
         # Only a schema with text has a heap to send; a decoded Avro file's heap is the file's block.
-        self._has_text = any(
-            found.storage in ("string", "bytes") for kind in codec.event_types for found in kind.fields
-        )
+        self._has_text = _text_words(codec) is not None
         self._flags_words = flags_words(codec)
 
     @property
@@ -149,7 +148,9 @@ class Batcher:
         made = []
         for start, stop in self._cuts(events):
             rows = events.rows[start:stop]
-            alone = bool(self.linked(rows[-1:])[0]) or bool(self._flagged(rows, self._imported).any())
+            alone = bool(self._flags_words) and (
+                bool(self.linked(rows[-1:])[0]) or bool(self._flagged(rows, self._imported).any())
+            )
             placed = loop.create_future()
             placed.add_done_callback(_seen)
             made.append(Run(shard, Events(rows, events.heap) if self._has_text else Events(rows), alone, placed))
@@ -315,22 +316,24 @@ def concatenate(codec: FrameCodec, parts: Sequence[Events]) -> Events:
     if len(parts) == 1:
         return parts[0]
     rows = np.concatenate([part.rows for part in parts])
-    text_words = [
-        (event_type.kind, found.word)
-        for event_type in codec.event_types
-        for found in event_type.fields
-        if found.storage in ("string", "bytes")
-    ]
-    if not text_words:
+    has_text = _text_words(codec)
+    if has_text is None:
         return Events(rows)
-    row = base = 0
-    for part in parts:
-        moved = rows[row : row + len(part)]
-        for kind, word in text_words:
-            moved[moved[:, 0] == kind, word] += base << 32
-        row += len(part)
-        base += len(part.heap)
+    heaps = np.array([len(part.heap) for part in parts], np.int64)
+    moved_by = np.repeat(np.cumsum(heaps) - heaps << 32, [len(part) for part in parts])
+    rows += has_text[rows[:, 0]] * moved_by[:, np.newaxis]
     return Events(rows, np.concatenate([part.heap for part in parts]))
+
+
+@lru_cache(maxsize=64)
+def _text_words(codec: FrameCodec) -> Rows | None:
+    """1 where a word of an event type's row is of a text, shape (kinds, row_words); None when the topic has none."""
+    words = codec.new_rows(len(codec.event_types))
+    for event_type in codec.event_types:
+        for found in event_type.fields:
+            if found.storage in ("string", "bytes"):
+                words[event_type.kind, found.word] = 1
+    return words if words.any() else None
 
 
 def _seen(placed: asyncio.Future[Placed]) -> None:

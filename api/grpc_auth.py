@@ -57,6 +57,10 @@ class GrpcAccess:
             await self.limiter.charge(principal.client_id, cost)
         return principal
 
+    def current(self, principal: Principal) -> Principal:
+        """The caller of a stream as it is by now; raises `Problem` 401 when its token no longer holds."""
+        return self.authenticator.current(principal)
+
 
 def authorization_of(context: Any) -> str | None:
     """The ``authorization`` of a call's metadata."""

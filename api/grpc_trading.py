@@ -1,12 +1,16 @@
 """trading.v1.TradingService: orders by gRPC; see api/proto/trading.proto for what a client may rely on.
 
 Commands take the way of the REST routes: the same codec, limits, batcher and report reader. Requests that arrive while
-a frame is on its way to Kafka leave together in the next one, be they of one stream or of many.
+a frame is on its way to Kafka leave together in the next one, be they of one stream or of many; events that come up
+while a stream's message is being written leave together in its next.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -15,15 +19,14 @@ import numpy as np
 from api.auth import Principal
 from api.batching import BufferFull, DeliveryError, Placed, Run
 from api.grpc_auth import GrpcAccess, answering, status_of
+from api.logs import log
+from api.order_messages import command_row, report_message
 from api.problems import Problem
 from api.proto import trading_pb2 as pb
 from api.proto.trading_pb2_grpc import TradingServiceServicer, add_TradingServiceServicer_to_server
-from api.reports import AccountListener, ReportWaiter, taker_side
+from api.reports import AccountListener, Asked, ReportReader, ReportWaiter, Told, answers
 from api.trading import Trading, not_granted
-from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
-from pipelines.codec import HeapBuilder, codec_of
-from pipelines.errors import FieldError
-from pipelines.event_json import parse_event, render_events
+from pipelines.codec import HeapBuilder
 from pipelines.frames import Events
 from pipelines.trading.routing import shard_of
 
@@ -35,40 +38,26 @@ REPORT_SECONDS: Final = 30.0
 DEADLINE_MARGIN_SECONDS: Final = 0.05
 UNREAD_EVENTS: Final = 50_000
 """Events that a stream's client may leave unread before the stream ends."""
+EVENTS_PER_MESSAGE: Final = 1_000
 RECHECK_SECONDS: Final = 5.0
-"""How often a stream's token is looked at again."""
-
-_COMMANDS: Final = codec_of(MATCHING_COMMANDS.name)
-_REPORTS: Final = codec_of(MATCHING_REPORTS.name)
-_ENUMS: Final[dict[str, Any]] = {
-    "side": pb.Side,
-    "order_type": pb.OrderType,
-    "time_in_force": pb.TimeInForce,
-    "self_trade_prevention": pb.SelfTradePrevention,
-}
-_KINDS: Final = {"place": "NewOrder", "cancel": "CancelOrder", "amend": "AmendOrder"}
-_FIELDS: Final = {
-    name: [found.name for found in message.DESCRIPTOR.fields]
-    for name, message in (
-        ("place", pb.PlaceOrderRequest), ("cancel", pb.CancelOrderRequest), ("amend", pb.AmendOrderRequest),
-    )
-}  # fmt: skip
-_OPTIONAL: Final = ("price", "quantity", "stop_price", "total_quantity")
-_EXECUTION_FIELDS: Final = (
-    "exec_type", "order_status", "account", "symbol", "price", "quantity", "leaves_quantity", "reason",
-)  # fmt: skip
+"""How often a stream's token is looked at again while no request comes."""
 
 
-class _Command:
-    """A request on its way: its run, and who asked."""
+@dataclass(slots=True)
+class _Gathered:
+    """Commands for one shard."""
 
-    __slots__ = ("account", "order_id", "run", "waiter")
+    rows: list[list[int]] = field(default_factory=list)
+    heap: HeapBuilder = field(default_factory=HeapBuilder)
+    asked: list[Asked] = field(default_factory=list)
 
-    def __init__(self, run: Run, waiter: ReportWaiter, order_id: int, account: str) -> None:
-        self.run = run
-        self.waiter = waiter
-        self.order_id = order_id
-        self.account = account
+    def add(self, number: int, kind: str, request: Any) -> None:
+        """Raises `Problem`, and adds nothing."""
+        self.rows.append(command_row(kind, request, self.heap))
+        self.asked.append(Asked(number, request.order_id, request.account.encode()))
+
+    def events(self) -> Events:
+        return Events(np.array(self.rows, np.int64), self.heap.array())
 
 
 class TradingService(TradingServiceServicer):
@@ -92,183 +81,224 @@ class TradingService(TradingServiceServicer):
 
     async def OrderStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            await self._access.principal(context, SCOPE)
-            stream = _Stream(self, self._access, context)
+            stream = _Stream(self, self._access, await self._access.principal(context, SCOPE))
             async for event in stream.run(requests):
                 yield event
 
-    async def submit(
-        self, principal: Principal, kind: str, request: Any, listener: AccountListener | None = None
-    ) -> _Command:
-        """Put a request on its way; raises `Problem`."""
-        account, symbol = request.account, request.symbol
-        for name, value in (("account", account), ("symbol", symbol)):
-            if not value:
-                raise Problem("invalid-event", f"{name}: must not be empty.")
-        if not principal.may_trade(account):
-            raise not_granted(account)
-        heap = HeapBuilder()
+    def submit(
+        self, shard: int, gathered: _Gathered, listener: AccountListener | None = None
+    ) -> list[tuple[Run, ReportWaiter]]:
+        """Put commands on their way; raises `Problem`, and then none of them is."""
+        runs = self._trading.batcher.runs(shard, gathered.events())
+        sent, start = [], 0
+        for run in runs:
+            waiter = self.reports.waiter(listener, gathered.asked[start : start + len(run.events)])
+            run.expect = partial(self.reports.expect, waiter)
+            sent.append((run, waiter))
+            start += len(run.events)
         try:
-            row = parse_event(_COMMANDS, _record(kind, request), heap)
-        except FieldError as error:
-            raise Problem("invalid-event", f"{error.field}: {error.detail}.") from None
-        await self._trading.accounts_limit.charge(account, 1)
-        shard = shard_of(symbol)
-        [run] = self._trading.batcher.runs(shard, Events(np.array([row], np.int64), heap.array()))
-        waiter = self._trading.reports.waiter(listener)
-        run.expect = partial(self._trading.reports.expect, waiter)
-        try:
-            self._trading.batcher.submit([run])
+            self._trading.batcher.submit(runs)
         except BufferFull as error:
             raise Problem("overloaded", f"{error}.", retry_after=1) from error
-        return _Command(run, waiter, request.order_id, account)
+        return sent
 
     @property
-    def reports(self) -> Any:
+    def reports(self) -> ReportReader:
         return self._trading.reports
+
+    async def charge(self, account: str, commands: int) -> None:
+        """Count commands against an account's limit; raises `Problem` 429."""
+        await self._trading.accounts_limit.charge(account, commands)
 
     async def _unary(self, kind: str, request: Any, context: Any) -> Any:
         async with answering(context):
             principal = await self._access.principal(context, SCOPE, cost=1)
-            command = await self.submit(principal, kind, request)
+            _check(principal, request)
+            gathered = _Gathered()
+            gathered.add(1, kind, request)
+            await self.charge(request.account, 1)
+            [(run, waiter)] = self.submit(shard_of(request.symbol), gathered)
             remaining = context.time_remaining()
             seconds = REPORT_SECONDS if remaining is None else remaining - DEADLINE_MARGIN_SECONDS
             try:
-                placed = await asyncio.shield(command.run.placed)
+                placed = await asyncio.shield(run.placed)
                 response = pb.OrderResponse(place=_place(placed))
                 async with asyncio.timeout(max(0.0, min(seconds, REPORT_SECONDS))):
-                    _, events = await command.waiter.answer
-                response.reports.extend(_own_reports(command, events))
+                    _, events = await waiter.answer
+                response.reports.extend(_own_reports(gathered.asked[0], events, run.shard))
             except DeliveryError as error:
                 raise _unacknowledged(error) from error
             except TimeoutError:
                 pass
             finally:
-                self._trading.reports.forget(command.waiter)
+                self.reports.forget(waiter)
             return response
 
 
 class _Stream:
     """One OrderStream: a task reads requests, `run` yields events."""
 
-    def __init__(self, service: TradingService, access: GrpcAccess, context: Any) -> None:
+    def __init__(self, service: TradingService, access: GrpcAccess, principal: Principal) -> None:
         self._service = service
         self._access = access
-        self._context = context
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
-        self._pending: dict[_Command, int] = {}
+        self._principal = principal
+        self._events: list[Any] = []
+        self._wake = asyncio.Event()
+        self._waiters: set[ReportWaiter] = set()
         self._is_read = False
         self._problem: Problem | None = None
-        self._listener = AccountListener(self._tell)
+        self._listener = AccountListener(self._hear)
 
-    async def run(self, requests: Any) -> Any:
+    async def run(self, requests: Any) -> AsyncIterator[Any]:
         tasks = [asyncio.create_task(self._read(requests)), asyncio.create_task(self._recheck())]
         try:
-            while not (self._is_read and not self._pending and self._events.empty()):
-                event = await self._events.get()
+            while True:
                 if self._problem is not None:
                     raise self._problem
-                if event is not None:
-                    yield event
+                if self._events:
+                    leaving, self._events = self._events[:EVENTS_PER_MESSAGE], self._events[EVENTS_PER_MESSAGE:]
+                    yield pb.OrderEvents(events=leaving)
+                elif self._is_read and not self._waiters:
+                    return
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
         finally:
             for task in tasks:
                 task.cancel()
             self._service.reports.unlisten(self._listener)
-            for command in self._pending:
-                self._service.reports.forget(command.waiter)
+            for waiter in self._waiters:
+                self._service.reports.forget(waiter)
 
     async def _read(self, requests: Any) -> None:
         try:
-            async for request in requests:
-                await self._take(request)
+            async for message in requests:
+                await self._take(message.requests)
         except Problem as problem:
             self._problem = problem
+        except Exception:
+            log().exception("order stream failed")
+            self._problem = Problem("internal", "Something broke here.")
         self._is_read = True
-        self._events.put_nowait(None)
+        self._wake.set()
 
-    async def _take(self, request: Any) -> None:
-        number, kind = request.request_id, request.WhichOneof("request")
-        principal = await self._access.principal(self._context, SCOPE)  # a token that no longer holds ends the stream
+    async def _take(self, requests: Sequence[Any]) -> None:
+        principal = self._still()  # a token that no longer holds ends the stream
         try:
-            await self._access.limiter.charge(principal.client_id, 1)
-            if kind is None or not number:
-                raise Problem("invalid-event", "request_id must be from 1, and one of the requests must be set.")
-            if kind == "listen":
-                if not request.listen.account:
-                    raise Problem("invalid-event", "account: must not be empty.")
-                if not principal.may_trade(request.listen.account):
-                    raise not_granted(request.listen.account)
-                self._service.reports.listen(self._listener, request.listen.account)
-                self._put(pb.OrderEvent(request_id=number, listening=pb.Listening(account=request.listen.account)))
-                return
-            body = getattr(request, kind)
-            is_new = body.account and body.account not in self._listener.accounts
-            if is_new and principal.may_trade(body.account):
-                self._service.reports.listen(self._listener, body.account)
-            command = await self._service.submit(principal, kind, body, self._listener)
+            await self._access.limiter.charge(principal.client_id, max(1, len(requests)))
         except Problem as problem:
-            self._refuse(number, problem)
+            self._refuse((request.request_id for request in requests), problem)
             return
-        self._pending[command] = number
-        command.run.placed.add_done_callback(partial(self._placed, command))
-        command.waiter.answer.add_done_callback(partial(self._answered, command))
+        commands: list[tuple[int, str, Any]] = []
+        for request in requests:
+            number, kind = request.request_id, request.WhichOneof("request")
+            try:
+                if kind is None or not number:
+                    raise Problem("invalid-event", "request_id must be from 1, and one of the requests must be set.")
+                body = getattr(request, kind)
+                if kind == "listen":
+                    _check_account(principal, body.account)
+                    self._service.reports.listen(self._listener, body.account.encode())
+                    self._put(pb.OrderEvent(request_id=number, listening=pb.Listening(account=body.account)))
+                else:
+                    _check(principal, body)
+                    commands.append((number, kind, body))
+            except Problem as problem:
+                self._refuse((number,), problem)
+        for shard, gathered in (await self._gathered(commands)).items():
+            self._submit(shard, gathered)
 
-    def _placed(self, command: _Command, placed: asyncio.Future[Placed]) -> None:
+    async def _gathered(self, commands: list[tuple[int, str, Any]]) -> dict[int, _Gathered]:
+        """The commands that are right and within their account's limit, by shard."""
+        refused: dict[str, Problem] = {}
+        for account, count in Counter(body.account for _, _, body in commands).items():
+            try:
+                await self._service.charge(account, count)
+            except Problem as problem:
+                refused[account] = problem
+        found: defaultdict[int, _Gathered] = defaultdict(_Gathered)
+        for number, kind, body in commands:
+            try:
+                if body.account in refused:
+                    raise refused[body.account]
+                found[shard_of(body.symbol)].add(number, kind, body)
+            except Problem as problem:
+                self._refuse((number,), problem)
+        return found
+
+    def _submit(self, shard: int, gathered: _Gathered) -> None:
+        for asked in gathered.asked:
+            if asked.account not in self._listener.accounts:
+                self._service.reports.listen(self._listener, asked.account)
+        try:
+            sent = self._service.submit(shard, gathered, self._listener)
+        except Problem as problem:
+            self._refuse((asked.number for asked in gathered.asked), problem)
+            return
+        for run, waiter in sent:
+            self._waiters.add(waiter)
+            run.placed.add_done_callback(partial(self._placed, waiter))
+            waiter.answer.add_done_callback(partial(self._answered, waiter))
+
+    def _placed(self, waiter: ReportWaiter, placed: asyncio.Future[Placed]) -> None:
         error = None if placed.cancelled() else placed.exception()
-        number = self._pending.get(command)
-        if error is not None and number is not None:
-            del self._pending[command]
-            self._service.reports.forget(command.waiter)
-            self._refuse(number, _unacknowledged(error))
+        if error is not None and waiter in self._waiters:
+            self._waiters.remove(waiter)
+            self._service.reports.forget(waiter)
+            self._refuse((asked.number for asked in waiter.asked), _unacknowledged(error))
 
-    def _answered(self, command: _Command, answer: asyncio.Future[tuple[int, Events]]) -> None:
-        number = self._pending.pop(command, None)
-        if number is None or answer.cancelled():
-            return
-        _, events = answer.result()
-        for report in _own_reports(command, events):
+    def _answered(self, waiter: ReportWaiter, answer: asyncio.Future[tuple[int, Events]]) -> None:
+        self._waiters.discard(waiter)
+        self._wake.set()
+
+    def _hear(self, reports: list[Told], heap: bytes, shard: int) -> None:
+        for row, number, of_maker in reports:
+            report = report_message(row, heap, shard, of_maker=of_maker)
             self._put(pb.OrderEvent(request_id=number, report=report))
 
-    def _tell(self, report: dict[str, Any], shard: int) -> None:
-        self._put(pb.OrderEvent(report=_message(report, shard)))
-
-    def _refuse(self, number: int, problem: Problem) -> None:
+    def _refuse(self, numbers: Iterable[int], problem: Problem) -> None:
         refusal = pb.Refusal(code=status_of(problem).name, detail=problem.detail)
-        self._put(pb.OrderEvent(request_id=number, refusal=refusal))
+        for number in numbers:
+            self._put(pb.OrderEvent(request_id=number, refusal=refusal))
 
     def _put(self, event: Any) -> None:
-        if self._events.qsize() >= UNREAD_EVENTS and self._problem is None:
-            self._problem = Problem("rate-limited", f"{UNREAD_EVENTS} events were not read; read faster.")
-        self._events.put_nowait(event)
+        if len(self._events) >= UNREAD_EVENTS:
+            if self._problem is None:
+                self._problem = Problem("rate-limited", f"{UNREAD_EVENTS} events were not read; read faster.")
+        else:
+            self._events.append(event)
+        self._wake.set()
+
+    def _still(self) -> Principal:
+        """Who calls, as they are by now; raises `Problem` when the token no longer holds."""
+        self._principal = self._access.current(self._principal)
+        return self._principal
 
     async def _recheck(self) -> None:
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
             try:
-                principal = await self._access.principal(self._context, SCOPE)
+                principal = self._still()
                 for account in sorted(self._listener.accounts):
-                    if not principal.may_trade(account):
-                        raise not_granted(account)
+                    _check_account(principal, account.decode())
             except Problem as problem:
                 self._problem = problem
-                self._events.put_nowait(None)
+                self._wake.set()
                 return
 
 
-def _record(kind: str, request: Any) -> dict[str, Any]:
-    """The command as JSON would have it; raises `Problem` for an enum value that is unknown."""
-    record: dict[str, Any] = {"type": _KINDS[kind]}
-    for name in _FIELDS[kind]:
-        value = getattr(request, name)
-        if name in _ENUMS:
-            try:
-                value = _ENUMS[name].Name(value)
-            except ValueError:
-                raise Problem("invalid-event", f"{name}: {value} is not one of its values.") from None
-        elif kind == "amend" and name in _OPTIONAL and not request.HasField(name):
-            continue
-        record[name] = value
-    return record
+def _check(principal: Principal, request: Any) -> None:
+    """Raises `Problem` for a command whose account the caller may not trade, or that says no account or symbol."""
+    _check_account(principal, request.account)
+    if not request.symbol:
+        raise Problem("invalid-event", "symbol: must not be empty.")
+
+
+def _check_account(principal: Principal, account: str) -> None:
+    if not account:
+        raise Problem("invalid-event", "account: must not be empty.")
+    if not principal.may_trade(account):
+        raise not_granted(account)
 
 
 def _unacknowledged(error: BaseException) -> Problem:
@@ -279,41 +309,7 @@ def _place(placed: Placed) -> Any:
     return pb.Place(shard=placed.shard, offset=placed.offset, trace=placed.trace)
 
 
-def _own_reports(command: _Command, events: Events) -> list[Any]:
+def _own_reports(asked: Asked, events: Events, shard: int) -> list[Any]:
     """The reports that answer a command and concern its order or account: not those of others that it set off."""
-    reports = []
-    for report in render_events(_REPORTS, events):
-        if report["type"] == "ExecutionReport":
-            if int(report["order_id"]) != command.order_id and report["account"] != command.account:
-                continue
-            report = taker_side(report)
-        elif report["type"] == "RouteRequest" and int(report["order_id"]) != command.order_id:
-            continue
-        reports.append(_message(report, command.run.shard))
-    return reports
-
-
-def _message(report: dict[str, Any], shard: int) -> Any:
-    if report["type"] == "RouteRequest":
-        return pb.Report(
-            kind=pb.Report.ROUTE_REQUEST, exec_type=report["action"], order_id=int(report["order_id"]),
-            account=report["account"], symbol=report["symbol"], side=pb.Side.Value(report["side"]),
-            price=int(report["price"]), quantity=int(report["quantity"]), reason=report["reason"],
-            execution_id=int(report["execution_id"]), shard=shard,
-        )  # fmt: skip
-    if report["type"] != "ExecutionReport":
-        return pb.Report(
-            kind=pb.Report.CANCEL_REJECT, exec_type=report["response_to"], order_id=int(report["order_id"]),
-            execution_id=int(report["execution_id"]), reason=report["reason"], shard=shard,
-        )  # fmt: skip
-    message = pb.Report(
-        order_id=int(report["order_id"]), execution_id=int(report["execution_id"]), shard=shard,
-        cumulative_quantity=int(report.get("cumulative_quantity", 0)), side=pb.Side.Value(report["side"]),
-        **{name: report[name] for name in _EXECUTION_FIELDS if isinstance(report[name], str) and name not in _NUMBERS},
-    )  # fmt: skip
-    for name in _NUMBERS:
-        setattr(message, name, int(report[name]))
-    return message
-
-
-_NUMBERS: Final = frozenset({"price", "quantity", "leaves_quantity"})
+    heap = events.heap.tobytes()
+    return [report_message(row, heap, shard) for row in events.rows.tolist() if answers(asked, row, heap)]

@@ -1,7 +1,7 @@
 """How many events a client may send: a sliding window counted in Valkey, shared by all workers.
 
 A request costs its events, at least one. To spare Valkey a call per request, a worker takes events in small leases
-(a thousandth of the limit, at most 100) and spends them itself; what a lease leaves is lost after ten seconds.
+(a thousandth of the limit, at most 1,000) and spends them itself; what a lease leaves is lost after ten seconds.
 
 When Valkey is away the API keeps accepting: each worker then counts by itself (its share of the limit), and
 `streambank_api_rate_limit_local` says so.
@@ -25,7 +25,7 @@ from api.problems import Problem
 __all__ = ["Allowance", "RateLimiter"]
 
 WINDOW_SECONDS: Final = 60
-MAX_LEASE: Final = 100
+MAX_LEASE: Final = 1_000
 LEASE_SECONDS: Final = 10.0
 RETRY_VALKEY_SECONDS: Final = 1.0
 MAX_CLIENTS: Final = 10_000

@@ -1,7 +1,8 @@
 """Execution reports for those who wait for them: the requests that caused them, and streams of accounts.
 
-A command has any number of reports, and a command frame's reports take several frames when there are many: they are
-gathered until the frame that is not full. A repeated report frame (the job restarted) is dropped by its sequence.
+A command has any number of reports, and a command frame's reports take several frames when there are many: for a
+request they are gathered until the frame that is not full, a stream is told them as they come. A repeated report frame
+(the job restarted) is dropped by its sequence.
 
 What a client sees of a trade is its own side: the counterparty's order and account are left out, and to the resting
 order's owner the trade is told as a report of that order.
@@ -10,9 +11,10 @@ order's owner the trade is told as a report of that order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -20,11 +22,10 @@ from api.batching import concatenate
 from api.results import ResultReader, Waiter
 from infra.settings import Settings
 from pipelines.catalogue import MATCHING_REPORTS
-from pipelines.codec import codec_of, text
-from pipelines.event_json import render_events
+from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
 
-__all__ = ["AccountListener", "ReportReader", "maker_side", "taker_side"]
+__all__ = ["AccountListener", "Asked", "ReportReader", "ReportWaiter", "Told", "answers", "taker_side"]
 
 FULL_FRAME: Final = 4096
 """Every report frame of a command frame but the last has exactly so many events."""
@@ -33,26 +34,53 @@ MAX_GATHERED_FRAMES: Final = 1024
 _CODEC: Final = codec_of(MATCHING_REPORTS.name)
 _EXECUTION: Final = _CODEC.event_type("ExecutionReport")
 _INPUT_WORD: Final = _EXECUTION.field("input").word
+_ORDER_WORD: Final = _EXECUTION.field("order_id").word
 _ACCOUNT_WORD: Final = _EXECUTION.field("account").word
 _MAKER_WORD: Final = _EXECUTION.field("maker_account").word
+_MAKER_IS_SET_WORD: Final = _EXECUTION.field("maker_order_id").is_set_word
+_ROUTE: Final = _CODEC.event_type("RouteRequest")
+_REFUSAL: Final = _CODEC.event_type("OrderCancelReject")
+_ACCOUNT_WORDS: Final = {_EXECUTION.kind: _ACCOUNT_WORD, _REFUSAL.kind: _REFUSAL.field("account").word}
+"""Of the reports that an account's listeners are told."""
+_ROUTE_ORDER_WORD: Final = _ROUTE.field("order_id").word
 assert all(kind.field("input").word == _INPUT_WORD for kind in _CODEC.event_types)
 _COUNTERPARTY: Final = ("maker_order_id", "maker_account", "maker_leaves_quantity")
 
 
+class Told(NamedTuple):
+    """One report for a listener: a row of matching.reports, and the number of its request, 0 where it answers none.
+
+    ``of_maker``: it is a trade, told to the owner of the resting order.
+    """
+
+    row: list[int]
+    number: int
+    of_maker: bool
+
+
+class Asked(NamedTuple):
+    """A listener's command: the number that it gave it, and whose order it is about."""
+
+    number: int
+    order_id: int
+    account: bytes
+
+
 @dataclass(slots=True, eq=False)
 class AccountListener:
-    """Gets the reports of its ``accounts`` by ``deliver(report, shard)``, in the event loop, in the order of each
-    shard; those that answer its own waiters are left to these."""
+    """Hears of its ``accounts``, and what answers its own commands, by ``hear(reports, heap, shard)``: what a frame has
+    for it, in the event loop, in the order of each shard. ``heap`` has the rows' texts."""
 
-    deliver: Callable[[dict[str, Any], int], None]
-    accounts: set[str] = field(default_factory=set)
+    hear: Callable[[list[Told], bytes, int], None]
+    accounts: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
 class ReportWaiter(Waiter):
-    """A waiter that may belong to a listener."""
+    """A waiter of commands; those of a listener, which hears the reports itself, are answered with none at the end."""
 
     listener: AccountListener | None = None
+    asked: Sequence[Asked] = ()
 
 
 def taker_side(report: dict[str, Any]) -> dict[str, Any]:
@@ -60,33 +88,20 @@ def taker_side(report: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in report.items() if name not in _COUNTERPARTY and name != "input"}
 
 
-def maker_side(report: dict[str, Any]) -> dict[str, Any]:
-    """A trade as the owner of the resting order sees it. ``cumulative_quantity`` is not known here and left out."""
-    leaves = report["maker_leaves_quantity"]
-    seen = taker_side(report) | {
-        "order_id": report["maker_order_id"],
-        "account": report["maker_account"],
-        "side": "SELL" if report["side"] == "BUY" else "BUY",
-        "leaves_quantity": leaves,
-        "order_status": "PARTIALLY_FILLED" if leaves else "FILLED",
-    }
-    del seen["cumulative_quantity"]
-    return seen
-
-
 class ReportReader(ResultReader):
     """Reads matching.reports; see the module."""
 
     def __init__(self, settings: Settings) -> None:
-        self._listeners: dict[str, set[AccountListener]] = {}
+        self._listeners: dict[bytes, set[AccountListener]] = {}
         self._gathered: dict[str, list[Events]] = {}
         self._last: dict[int, int] = {}
         super().__init__(settings, MATCHING_REPORTS)
 
-    def waiter(self, listener: AccountListener | None = None) -> ReportWaiter:
-        return ReportWaiter(asyncio.get_running_loop().create_future(), listener=listener)
+    def waiter(self, listener: AccountListener | None = None, asked: Sequence[Asked] = ()) -> ReportWaiter:
+        """``asked`` are the commands of ``listener`` that it is for, in the order of their run."""
+        return ReportWaiter(asyncio.get_running_loop().create_future(), listener=listener, asked=asked)
 
-    def listen(self, listener: AccountListener, account: str) -> None:
+    def listen(self, listener: AccountListener, account: bytes) -> None:
         """Let ``listener`` have an account's reports from now on."""
         listener.accounts.add(account)
         self._listeners.setdefault(account, set()).add(listener)
@@ -110,7 +125,7 @@ class ReportReader(ResultReader):
 
     def _resolve(self, frame: Frame) -> None:
         trace = frame.trace or ""
-        waiters = self._waiting.get(trace, [])
+        waiters = [waiter for waiter in self._waiting.get(trace, ()) if isinstance(waiter, ReportWaiter)]
         if self._listeners:
             self._tell(frame, waiters)
         if not waiters:
@@ -120,39 +135,64 @@ class ReportReader(ResultReader):
         if len(frame.events) == FULL_FRAME and len(parts) < MAX_GATHERED_FRAMES:
             return
         del self._gathered[trace], self._waiting[trace]
-        filled = [part for part in parts if len(part)] or parts[:1]
-        events = concatenate(_CODEC, filled)
-        inputs = events.rows[:, _INPUT_WORD]
-        for waiter in waiters:
+        shares = _shares([part for part in parts if len(part)] or parts[:1], waiters)
+        for waiter, events in zip(waiters, shares, strict=True):
             if not waiter.answer.done():
-                here = (inputs >= waiter.start) & (inputs < waiter.stop)
-                waiter.answer.set_result((frame.sequence, Events(np.ascontiguousarray(events.rows[here]), events.heap)))
+                waiter.answer.set_result((frame.sequence, events))
 
     def forget(self, waiter: Waiter) -> None:
         super().forget(waiter)
         if waiter.trace not in self._waiting:
             self._gathered.pop(waiter.trace, None)
 
-    def _tell(self, frame: Frame, waiters: Iterable[Waiter]) -> None:
-        """Give listeners what is theirs and answers none of their own waiters."""
+    def _tell(self, frame: Frame, waiters: Iterable[ReportWaiter]) -> None:
+        """Give listeners what the frame has for them, in its order."""
         own = {
-            number: waiter.listener
+            waiter.start + index: (waiter.listener, asked)
             for waiter in waiters
-            if isinstance(waiter, ReportWaiter) and waiter.listener is not None
-            for number in range(waiter.start, waiter.stop)
+            if waiter.listener is not None
+            for index, asked in enumerate(waiter.asked)
         }
-        events = frame.events
-        for index, row in enumerate(events.rows.tolist()):
-            if row[0] != _EXECUTION.kind:
+        heap = frame.events.heap.tobytes()
+        told: defaultdict[AccountListener, list[Told]] = defaultdict(list)
+        for row in frame.events.rows.tolist():
+            asking, asked = own.get(row[_INPUT_WORD], (None, None))
+            if asking is not None and asked is not None and answers(asked, row, heap):
+                told[asking].append(Told(row, asked.number, False))
+            else:
+                asking = None
+            account_word = _ACCOUNT_WORDS.get(row[0])
+            if account_word is None:
                 continue
-            takers = self._listeners.get(text(events, row[_ACCOUNT_WORD]), ())
-            makers = self._listeners.get(text(events, row[_MAKER_WORD]), ())
-            asked = own.get(row[_INPUT_WORD])
-            told = [(listener, taker_side) for listener in takers if listener is not asked]
-            told += [(listener, maker_side) for listener in makers]
-            if told:
-                [report] = render_events(_CODEC, Events(events.rows[index : index + 1], events.heap))
-                for listener, side in told:
-                    if side is maker_side and report["maker_order_id"] is None:
-                        continue  # a venue traded, which has no order here
-                    listener.deliver(side(report), frame.shard)
+            for listener in self._listeners.get(_cut(heap, row[account_word]), ()):
+                if listener is not asking:
+                    told[listener].append(Told(row, 0, False))
+            if row[0] == _EXECUTION.kind and row[_MAKER_IS_SET_WORD]:  # a venue that traded has no order here
+                for listener in self._listeners.get(_cut(heap, row[_MAKER_WORD]), ()):
+                    told[listener].append(Told(row, 0, True))
+        for listener, reports in told.items():
+            listener.hear(reports, heap, frame.shard)
+
+
+def answers(asked: Asked, row: list[int], heap: bytes) -> bool:
+    """Whether a report that a command brought about concerns its order or account: not an order of others that it set
+    off, a stop say. Texts are in ``heap``."""
+    if row[0] == _EXECUTION.kind:
+        return row[_ORDER_WORD] == asked.order_id or _cut(heap, row[_ACCOUNT_WORD]) == asked.account
+    return row[0] != _ROUTE.kind or row[_ROUTE_ORDER_WORD] == asked.order_id
+
+
+def _shares(parts: list[Events], waiters: Sequence[ReportWaiter]) -> Iterator[Events]:
+    """What each waiter of a command frame is answered with, the reports lying in ``parts``."""
+    if any(waiter.listener is None for waiter in waiters):
+        parts = [concatenate(_CODEC, parts)]
+    events = parts[0]
+    inputs = events.rows[:, _INPUT_WORD]
+    for waiter in waiters:
+        here = (inputs >= waiter.start) & (inputs < waiter.stop) if waiter.listener is None else slice(0)
+        yield Events(np.ascontiguousarray(events.rows[here]), events.heap)
+
+
+def _cut(heap: bytes, word: int) -> bytes:
+    start = word >> 32
+    return heap[start : start + (word & 0xFFFFFFFF)]

@@ -151,7 +151,7 @@ class Place(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("kind", "exec_type", "order_status", "order_id", "account", "symbol", "side", "price", "quantity", "leaves_quantity", "cumulative_quantity", "execution_id", "reason", "shard")
+    __slots__ = ("kind", "exec_type", "order_status", "order_id", "account", "symbol", "side", "price", "quantity", "leaves_quantity", "cumulative_quantity", "execution_id", "reason", "shard", "venue_execution_id")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         EXECUTION: _ClassVar[Report.Kind]
@@ -174,6 +174,7 @@ class Report(_message.Message):
     EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
+    VENUE_EXECUTION_ID_FIELD_NUMBER: _ClassVar[int]
     kind: Report.Kind
     exec_type: str
     order_status: str
@@ -188,7 +189,14 @@ class Report(_message.Message):
     execution_id: int
     reason: str
     shard: int
-    def __init__(self, kind: _Optional[_Union[Report.Kind, str]] = ..., exec_type: _Optional[str] = ..., order_status: _Optional[str] = ..., order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., leaves_quantity: _Optional[int] = ..., cumulative_quantity: _Optional[int] = ..., execution_id: _Optional[int] = ..., reason: _Optional[str] = ..., shard: _Optional[int] = ...) -> None: ...
+    venue_execution_id: str
+    def __init__(self, kind: _Optional[_Union[Report.Kind, str]] = ..., exec_type: _Optional[str] = ..., order_status: _Optional[str] = ..., order_id: _Optional[int] = ..., account: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., price: _Optional[int] = ..., quantity: _Optional[int] = ..., leaves_quantity: _Optional[int] = ..., cumulative_quantity: _Optional[int] = ..., execution_id: _Optional[int] = ..., reason: _Optional[str] = ..., shard: _Optional[int] = ..., venue_execution_id: _Optional[str] = ...) -> None: ...
+
+class OrderRequests(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[OrderRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[OrderRequest, _Mapping]]] = ...) -> None: ...
 
 class OrderRequest(_message.Message):
     __slots__ = ("request_id", "place", "cancel", "amend", "listen")
@@ -209,6 +217,12 @@ class Listen(_message.Message):
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     account: str
     def __init__(self, account: _Optional[str] = ...) -> None: ...
+
+class OrderEvents(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[OrderEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[OrderEvent, _Mapping]]] = ...) -> None: ...
 
 class OrderEvent(_message.Message):
     __slots__ = ("request_id", "report", "refusal", "listening")

@@ -56,8 +56,8 @@ class TradingServiceStub(object):
                 _registered_method=True)
         self.OrderStream = channel.stream_stream(
                 '/trading.v1.TradingService/OrderStream',
-                request_serializer=api_dot_proto_dot_trading__pb2.OrderRequest.SerializeToString,
-                response_deserializer=api_dot_proto_dot_trading__pb2.OrderEvent.FromString,
+                request_serializer=api_dot_proto_dot_trading__pb2.OrderRequests.SerializeToString,
+                response_deserializer=api_dot_proto_dot_trading__pb2.OrderEvents.FromString,
                 _registered_method=True)
 
 
@@ -88,6 +88,9 @@ class TradingServiceServicer(object):
         """Any number of commands, and all reports of the accounts that they name or that the client listens to. Commands that
         arrive together travel in one frame. Commands of one symbol keep their order, and so do its reports. There is no
         replay: after a broken stream ask for the orders (GET /v1/orders/{id}).
+
+        A message costs more than what is in it. Send a request at once, alone; what comes up while it is being written goes
+        out together in the next message. Events come in the same way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,8 +116,8 @@ def add_TradingServiceServicer_to_server(servicer, server):
             ),
             'OrderStream': grpc.stream_stream_rpc_method_handler(
                     servicer.OrderStream,
-                    request_deserializer=api_dot_proto_dot_trading__pb2.OrderRequest.FromString,
-                    response_serializer=api_dot_proto_dot_trading__pb2.OrderEvent.SerializeToString,
+                    request_deserializer=api_dot_proto_dot_trading__pb2.OrderRequests.FromString,
+                    response_serializer=api_dot_proto_dot_trading__pb2.OrderEvents.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,8 +226,8 @@ class TradingService(object):
             request_iterator,
             target,
             '/trading.v1.TradingService/OrderStream',
-            api_dot_proto_dot_trading__pb2.OrderRequest.SerializeToString,
-            api_dot_proto_dot_trading__pb2.OrderEvent.FromString,
+            api_dot_proto_dot_trading__pb2.OrderRequests.SerializeToString,
+            api_dot_proto_dot_trading__pb2.OrderEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -149,10 +149,12 @@ def test_a_client_trades_only_the_accounts_that_it_was_granted(
             stub.PlaceOrder(ned, 20, metadata)
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
         requests: SimpleQueue[Any] = SimpleQueue()
-        events = stub.OrderStream(iter(requests.get, None), 60, metadata)
-        requests.put(pb.OrderRequest(request_id=1, listen=pb.Listen(account="NED")))
-        requests.put(pb.OrderRequest(request_id=2, place=ned))
-        requests.put(pb.OrderRequest(request_id=3, listen=pb.Listen(account="MARY")))
+        events = each(stub.OrderStream(iter(requests.get, None), 60, metadata))
+        requests.put(asking(
+            pb.OrderRequest(request_id=1, listen=pb.Listen(account="NED")),
+            pb.OrderRequest(request_id=2, place=ned),
+            pb.OrderRequest(request_id=3, listen=pb.Listen(account="MARY")),
+        ))  # fmt: skip
         told = [next(events) for _ in range(3)]
         assert [(event.request_id, event.refusal.code) for event in told] == [
             (1, "PERMISSION_DENIED"), (2, "PERMISSION_DENIED"), (3, ""),
@@ -177,6 +179,15 @@ def channel(api: ApiServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
         grpc.channel_ready_future(channel).result(20)
         yield channel
+
+
+def asking(*requests: Any) -> Any:
+    return pb.OrderRequests(requests=requests)
+
+
+def each(messages: Iterable[Any]) -> Iterator[Any]:
+    for message in messages:
+        yield from message.events
 
 
 def test_grpc_places_amends_and_cancels(api: ApiServer, channel: grpc.Channel) -> None:
@@ -208,14 +219,14 @@ def test_grpc_places_amends_and_cancels(api: ApiServer, channel: grpc.Channel) -
 def test_a_stream_tells_both_sides_of_a_trade_and_each_only_its_own(api: ApiServer, channel: grpc.Channel) -> None:
     metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
     requests: SimpleQueue[Any] = SimpleQueue()
-    events = TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata)
-    requests.put(pb.OrderRequest(request_id=1, listen=pb.Listen(account="HUGO")))
+    events = each(TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata))
+    requests.put(asking(pb.OrderRequest(request_id=1, listen=pb.Listen(account="HUGO"))))
     assert next(events).listening.account == "HUGO"
     resting = {"account": "HUGO", "symbol": "STREAM", "side": pb.SELL, "price": 10, "quantity": 5}
-    requests.put(pb.OrderRequest(request_id=2, place=pb.PlaceOrderRequest(order_id=501, **resting)))
+    requests.put(asking(pb.OrderRequest(request_id=2, place=pb.PlaceOrderRequest(order_id=501, **resting))))
     rests = next(events)
     assert (rests.request_id, rests.report.exec_type) == (2, "NEW")
-    requests.put(pb.OrderRequest(request_id=3, place=pb.PlaceOrderRequest(order_id=2, account="HUGO")))
+    requests.put(asking(pb.OrderRequest(request_id=3, place=pb.PlaceOrderRequest(order_id=2, account="HUGO"))))
     refused = next(events)
     assert (refused.request_id, refused.refusal.code) == (3, "INVALID_ARGUMENT")
 
@@ -231,12 +242,45 @@ def test_a_stream_tells_both_sides_of_a_trade_and_each_only_its_own(api: ApiServ
     assert told.execution_id == taken.reports[1].execution_id
 
     for number in range(100):  # these come faster than Kafka answers, and travel together
-        requests.put(pb.OrderRequest(request_id=10 + number, place=pb.PlaceOrderRequest(
+        requests.put(asking(pb.OrderRequest(request_id=10 + number, place=pb.PlaceOrderRequest(
             order_id=600 + number, account="HUGO", symbol="STREAM", side=pb.SELL, price=20, quantity=1,
-        )))  # fmt: skip
+        ))))  # fmt: skip
     requests.put(None)
     rest = list(events)  # ends by itself once all is answered
     assert [(event.request_id, event.report.exec_type) for event in rest] == [(10 + n, "NEW") for n in range(100)]
+
+
+def test_requests_of_one_message_are_answered_one_by_one(api: ApiServer, channel: grpc.Channel) -> None:
+    """Two accounts of one client, two symbols, a stop of the other account that a trade sets off."""
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    events = each(TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata))
+
+    def place(number: int, account: str, symbol: str, side: int, price: int, **more: Any) -> Any:
+        order = {"order_id": 700 + number, "account": account, "symbol": symbol, "side": side, "price": price}
+        return pb.OrderRequest(request_id=number, place=pb.PlaceOrderRequest(**order, **{"quantity": 1} | more))
+
+    stop = {"order_type": pb.STOP_LIMIT, "stop_price": 10}
+    requests.put(asking(
+        place(1, "JILL", "ONE", pb.SELL, 10), place(2, "JACK", "ONE", pb.BUY, 5, **stop),
+        place(3, "JILL", "TWO", pb.SELL, 20), place(4, "JILL", "ONE", 0, 20), pb.OrderRequest(request_id=5),
+        place(6, "JILL", "ONE", pb.BUY, 10),
+    ))  # fmt: skip
+    requests.put(None)
+    told: dict[int, list[tuple[str, ...]]] = {}
+    for event in events:
+        report = event.report
+        what = (event.refusal.code,) if event.refusal.code else (report.exec_type, report.account, report.symbol)
+        told.setdefault(event.request_id, []).append(what)
+    assert told == {
+        1: [("NEW", "JILL", "ONE")],
+        2: [("NEW", "JACK", "ONE")],
+        3: [("NEW", "JILL", "TWO")],
+        4: [("INVALID_ARGUMENT",)],
+        5: [("INVALID_ARGUMENT",)],
+        6: [("NEW", "JILL", "ONE"), ("TRADE", "JILL", "ONE")],
+        0: [("TRADE", "JILL", "ONE"), ("TRIGGERED", "JACK", "ONE")],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -430,3 +474,50 @@ def test_admin_events_reach_every_shard_and_deposits_one(
         if any(event["type"] == "Deposit" for event in events)
     ]  # fmt: skip
     assert [shard for shard, _ in deposits] == [shard_of("ACME")]
+
+
+def test_what_a_venue_says_reaches_who_listens(
+    api: ApiServer, session: httpx.Client, channel: grpc.Channel, projections: None
+) -> None:
+    """A refused cancel, and a trade with the venue's own number of it. Runs last: it defines accounts."""
+    metadata = (("authorization", f"Bearer {api.token('orders:write')}"),)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    events = each(TradingServiceStub(channel).OrderStream(iter(requests.get, None), 60, metadata))
+
+    def admin(*commands: dict[str, Any]) -> list[dict[str, Any]]:
+        answer = write(session, "/v1/trading/events", list(commands), Prefer="wait=20")
+        assert [report["reason"] for report in answer.json()["results"] if report["type"] == "AdminReport"] == [
+            "NONE"] * len(commands), answer.text  # fmt: skip
+        return list(answer.json()["results"])
+
+    accounts = [{"account": "KIM", "risk": "OFF"}, {"account": "ELSE", "risk": "VENUE"}]
+    defined = [{"type": "AccountDefinition", **account} for account in accounts]
+    assert write(session, "/v1/trading/events", defined, Prefer="wait=20").status_code == 201
+    order = {"account": "KIM", "symbol": "AWAY", "side": pb.BUY, "price": 10, "quantity": 5, "destination": "ELSE"}
+    requests.put(asking(pb.OrderRequest(request_id=1, place=pb.PlaceOrderRequest(order_id=801, **order))))
+    accepted, routed = next(events), next(events)
+    assert [event.report.exec_type for event in (accepted, routed)] == ["NEW", "NEW"]
+    assert routed.report.kind == pb.Report.ROUTE_REQUEST
+    said = {"type": "VenueReport", "venue": "ELSE", "order_id": 801, "symbol": "AWAY",
+            "route": routed.report.execution_id}  # fmt: skip
+    asked = write(session, "/v1/orders/801/cancel", {"symbol": "AWAY", "account": "KIM"}, Prefer="wait=20")
+    [request] = asked.json()["results"]
+    admin(said | {"exec_type": "CANCEL_REJECTED", "request": request["execution_id"]})
+    refused = next(events)
+    assert (refused.request_id, refused.report.kind, refused.report.exec_type) == (0, pb.Report.CANCEL_REJECT, "CANCEL")
+    assert (refused.report.order_id, refused.report.account, refused.report.symbol, refused.report.reason) == (
+        801, "KIM", "AWAY", "VENUE_REJECTED",
+    )  # fmt: skip
+    results = admin(said | {"exec_type": "TRADE", "price": 9, "quantity": 2, "cumulative_quantity": 2,
+                            "venue_execution_id": "Xé-17"})  # fmt: skip
+    assert [report["venue_execution_id"] for report in results if report["type"] == "ExecutionReport"] == ["Xé-17"]
+    traded = next(events).report
+    assert (traded.exec_type, traded.quantity, traded.leaves_quantity, traded.venue_execution_id) == (
+        "TRADE", 2, 3, "Xé-17",
+    )  # fmt: skip
+    requests.put(None)
+    wait_until(lambda: session.get("/v1/orders/801?symbol=AWAY").json().get("leaves_quantity") == 3, 60, "it traded")
+    found = session.get("/v1/orders/801?symbol=AWAY").json()
+    assert (found["refused_request"], found["refused_reason"], found["order_status"]) == (
+        "CANCEL", "VENUE_REJECTED", "PARTIALLY_FILLED",
+    )  # fmt: skip

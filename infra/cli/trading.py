@@ -1,4 +1,4 @@
-"""`streambank trading audit`: order records for auditors, sealed, and the life of one order."""
+"""`streambank trading`: order records for auditors, sealed; the life of one order; a venue's trades against ours."""
 
 from __future__ import annotations
 
@@ -110,3 +110,42 @@ def register(app: typer.Typer) -> None:
         if not table.row_count:
             raise AuditError(f"order {order_id} of {symbol} was never heard of")
         Console().print(table)
+
+    @trading.command("reconcile")
+    def reconcile(
+        venue: Annotated[str, typer.Argument(help="Name of the venue, as orders name it.")],
+        files: Annotated[list[Path], typer.Argument(help="FIX messages of the venue's drop copy.")],
+        instruments: Annotated[
+            Path | None,
+            typer.Option(
+                help="The router's file of ticks and lots, as STREAMBANK_ROUTE_INSTRUMENTS_FILE.",
+                envvar="STREAMBANK_ROUTE_INSTRUMENTS_FILE",
+            ),
+        ] = None,
+    ) -> None:
+        """Compare a venue's own trades with those that the log has of it; changes nothing.
+
+        Exit codes: 0 they are the same, 1 they differ, or a file cannot be read.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        from api.fix.definitions import read_instruments
+        from api.fix.venue_copy import read_venue_copy
+        from infra.settings import settings
+        from jobs.trading_audit import shard_events
+        from pipelines.catalogue import MATCHING_SHARDS
+        from pipelines.trading.venue_trades import RoutedTrades
+
+        theirs = read_venue_copy(files, read_instruments(instruments))
+        ours = RoutedTrades(venue)
+        for shard in range(MATCHING_SHARDS):
+            for event in shard_events(settings(), shard):
+                ours.feed(event)
+        table = Table("order", "ExecID", "here", f"at {venue}")
+        for order, execution_id, here, there in ours.differences(theirs):
+            table.add_row(order, execution_id, here or "missing", there or "missing")
+        if table.row_count:
+            Console().print(table)
+        Console().print(f"{len(ours)} trades here, {len(theirs)} at {venue}, {table.row_count} differ")
+        raise typer.Exit(1 if table.row_count else 0)

@@ -122,6 +122,10 @@ class Venue:
         assert self.engine is not None
         self.engine.send(msg_type, fields)
 
+    def sent(self) -> list[Path]:
+        """Files with the FIX messages that the engine stored as sent."""
+        return sorted((self._directory / "store").glob("*.body"))
+
     def unique(self) -> list[VenueOrder]:
         """Its orders, oldest first."""
         with self._lock:

@@ -42,6 +42,7 @@ from api.config import ApiSettings
 from api.cross_transfers import CROSS_ROUTE, CrossTransfers
 from api.docs_page import PAGE, POLICY
 from api.fraud_cases import FraudCases
+from api.fraud_decisions import DECISIONS_PATH, READ, decisions_of
 from api.history import TIMESTAMP_MAX, parse_time
 from api.idempotency import IdempotencyStore
 from api.ingest import LedgerIngest, WriteRoute, preferred_wait
@@ -332,6 +333,7 @@ def make_app(settings: Settings, config: ApiSettings) -> web.Application:
     app.router.add_post(CROSS_ROUTE.path, _cross_transfer)
     app.router.add_post(TRANSACTIONS_ROUTE.path, _card_transactions)
     app.router.add_post(LABELS_ROUTE.path, _fraud_labels)
+    app.router.add_get(DECISIONS_PATH, _fraud_decisions)
     app.router.add_get(f"{CROSS_ROUTE.path}/{{id}}", _find_cross_transfer)
     app.router.add_post("/v1/orders/{id}/cancel", partial(_order_change, "CancelOrder"))
     app.router.add_patch("/v1/orders/{id}", partial(_order_change, "AmendOrder"))
@@ -483,6 +485,11 @@ async def _fraud_labels(request: web.Request) -> web.StreamResponse:
     principal = await worker.authenticator.principal(request.headers.get("Authorization"), LABEL)
     ingest = worker.card_transactions.labels_ingest.for_portfolio(_portfolio(request))
     return await ingest.handle(request, LABELS_ROUTE, principal)
+
+
+async def _fraud_decisions(request: web.Request) -> web.StreamResponse:
+    async with _reading(request, READ) as (worker, headers):
+        return _json(await decisions_of(worker.queries, _portfolio(request), _path_id(request)), headers)
 
 
 def _portfolio(request: web.Request) -> int:

@@ -28,7 +28,7 @@ __all__ = ["DEFAULT_SCOPES", "EVERY_ACCOUNT", "SCOPES", "Client", "ClientError",
 SCOPES: Final[dict[str, str]] = {
     "ledger:write": "Create accounts and transfers.",
     "ledger:read": "Read balances, statements and transfers.",
-    "fraud:read": "Read fraud cases.",
+    "fraud:read": "Read fraud cases and decisions.",
     "fraud:write": "Assign, note and close fraud cases.",
     "fraud:transactions": "Send card transactions to be decided.",
     "fraud:labels": "Say which card transactions were frauds.",

@@ -31,6 +31,7 @@ from pipelines.catalogue import FRAUD_TRANSACTIONS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
+from pipelines.fraud.records import MAX_AHEAD
 
 __all__ = ["FraudCases", "case_paths", "case_schemas"]
 
@@ -189,7 +190,10 @@ class FraudCases:
         """POST /v1/fraud/cases/{id}/close: labels its transactions."""
         _, headers = await self._guard(request, WRITE)
         body = await _body(request, Closing, self._idle_seconds)
-        known_at = time.time_ns() // 1000 if body.known_at is None else body.known_at
+        now = time.time_ns() // 1000
+        known_at = now if body.known_at is None else body.known_at
+        if known_at > now + MAX_AHEAD:  # the fraud job would set the labels aside
+            raise Problem("invalid-event", "known_at must not be more than a day ahead (UTC microseconds).")
         async with self._transaction() as connection:
             case = await _locked(connection, _id(request))
             if case["status"] == "closed":
@@ -387,7 +391,7 @@ def case_paths(problems: Callable[[tuple[str, ...]], dict[str, Any]]) -> dict[st
         }.items()
     ]  # fmt: skip
     outcome = {"enum": ["fraud", "genuine"]}
-    known_at = {"type": "integer", "description": "When it became known, UTC microseconds; default now."}
+    known_at = {"type": "integer", "description": "When it became known, UTC microseconds, at most a day ahead; now."}
     return {
         "/v1/fraud/cases": {
             "get": operation("listFraudCases", "Fraud cases", READ, "FraudCases", read, parameters=filters)

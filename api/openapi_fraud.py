@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from api.card_transactions import LABEL, LABELS_ROUTE, MAX_TEXT_BYTES, TRANSACT, TRANSACTIONS_ROUTE
-from api.openapi import INTEGER, _as_answer, _object, _problems, _without_required_type, _write
+from api.fraud_decisions import DECISIONS_PATH, READ
+from api.openapi import INTEGER, _as_answer, _id, _object, _problems, _read, _without_required_type, _write
 from pipelines.catalogue import FRAUD_DECISIONS, FRAUD_LABELS, FRAUD_SHARDS, FRAUD_TRANSACTIONS
 from pipelines.codec import codec_of
 from pipelines.event_json import json_schema
@@ -31,6 +32,11 @@ def add_fraud(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Accepted"]["properties"]["results"]["items"]["oneOf"] += [
         {"$ref": f"#/components/schemas/{name}"} for name in answers
     ]
+    schemas["FraudDecisions"] = _object(
+        {"transaction_id": INTEGER, "portfolio": {"type": "integer"},
+         "decisions": {"type": "array", "items": {"$ref": "#/components/schemas/Decision"}}},
+        "A transaction's decision, and behind it the second one, if the first had no score.",
+    )  # fmt: skip
     schemas["Accepted"]["properties"]["events"]["items"]["properties"]["transaction_id"] = INTEGER
     document["tags"].append({"name": "Fraud", "description": "Card transactions in, decisions out; labels in."})
     document["paths"] |= {
@@ -40,6 +46,10 @@ def add_fraud(document: dict[str, Any]) -> dict[str, Any]:
                 f"Texts have at most {MAX_TEXT_BYTES} bytes. With `Prefer: wait=N` the answer has the decisions.",
                 "The decisions; some transactions were there before.", "The decisions of all transactions.",
             )
+        },
+        DECISIONS_PATH: {
+            "get": _read("getFraudDecisions", "What was decided about a card transaction", "FraudDecisions")
+            | {"tags": ["Fraud"], "security": [{"oauth": [READ]}], "parameters": [_id(), _portfolio("Whose it is.")]}
         },
         LABELS_ROUTE.path: {
             "post": _events(
@@ -53,6 +63,11 @@ def add_fraud(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def _portfolio(description: str) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 0, "maximum": FRAUD_SHARDS - 1, "default": 0}
+    return {"name": "portfolio", "in": "query", "schema": schema, "description": description}
+
+
 def _events(operation: str, summary: str, kind: str, scope: str, more: str, some: str, every: str) -> dict[str, Any]:
     route = _write(operation, summary, [kind])
     route["tags"] = ["Fraud"]
@@ -62,10 +77,8 @@ def _events(operation: str, summary: str, kind: str, scope: str, more: str, some
         f"The event's `type` may be left out. An `event_time` more than a day ahead is refused. {more}"
     )
     route["parameters"].append(
-        {"name": "portfolio", "in": "query",
-         "schema": {"type": "integer", "minimum": 0, "maximum": FRAUD_SHARDS - 1, "default": 0},
-         "description": "Whose cards they are; ids are unique in it, and labels go where their transactions went."}
-    )  # fmt: skip
+        _portfolio("Whose cards they are; ids are unique in it, and labels go where their transactions went.")
+    )
     route["responses"]["200"]["description"] = some
     route["responses"]["201"]["description"] = every
     route["responses"] |= _problems(

@@ -148,6 +148,10 @@ class FraudKernel:
         ):
             if tuple(event_type.name for event_type in codec.event_types) != names:
                 raise StreambankError(f"{codec.topic}: the kernel is written for the events {', '.join(names)}")
+        words = {event_type.field("event_time").word for event_type in self._transactions.event_types}
+        if len(words) > 1:
+            raise StreambankError(f"{_TRANSACTIONS}: event_time lies in the words {sorted(words)} of a row")
+        (self._time_word,) = words
         fields = {field.name: field.word for field in self._features.event_type("FeatureVector").fields}
         if fields != FEATURE_WORDS:
             raise StreambankError(f"{_FEATURES}: the kernel is written for the fields {', '.join(FEATURE_WORDS)}")
@@ -202,11 +206,11 @@ class FraudKernel:
 
     def _check_times(self, frame: Frame) -> None:
         """One transaction far ahead would make all others of its card and terminal too late, and let labels out that
-        are not known yet. So a frame whose producer's clock, or whose data, are that wrong is not believed."""
+        are not known yet; a label far ahead would never count, and would shut out what is learnt until then. So a frame
+        whose producer's clock, or whose data, are that wrong is not believed."""
         if not frame.produced_at or not len(frame.events):
             return
-        transactions = frame.events.view(self._transaction_view)
-        times = np.where(transactions["kind"] == 0, transactions["event_time"], 0)
+        times = frame.events.rows[:, self._time_word]
         newest = int(times.argmax())
         if times[newest] > frame.produced_at + MAX_AHEAD:
             raise FrameError(

@@ -22,7 +22,8 @@ DAY: Final = 24 * HOUR
 LATENESS: Final = 30 * DAY
 """A transaction that is this much older than the newest of its card or of its terminal is too late."""
 MAX_AHEAD: Final = DAY
-"""How far ahead of its frame's ``produced_at`` a transaction may be; 0 there says nothing, and anything goes."""
+"""How far ahead of its frame's ``produced_at`` a transaction or label may be; 0 there says nothing, and anything
+goes."""
 LABEL_DELAY: Final = 7 * DAY
 """Terminal windows end this long before the transaction: until then investigations are under way."""
 

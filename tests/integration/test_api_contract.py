@@ -9,6 +9,7 @@ are made of every constraint (`make contract`).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from uuid import uuid4
 from xml.etree.ElementTree import fromstring
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -33,8 +35,15 @@ from api.openapi_ledger import add_ledger
 from api.openapi_trading import add_trading
 from infra.migrations import migrate_cassandra
 from infra.settings import Settings
+from jobs.sinks.cassandra_fraud import FraudDecisionsSink, FraudRescoresSink
 from pipelines.codec import codec_of
+from pipelines.frames import Frame
+from pipelines.fraud.decisions import Scores, UnknownPolicy, UnknownReason, decide
+from pipelines.fraud.rules import DEFAULT_RULES
+from pipelines.wire import wrap
 from tests.support.api_server import ApiServer, running_api, running_system
+from tests.support.ledger_events import EventLog
+from tests.support.ledger_history import project
 from tests.support.sinks import prepare, running
 from tests.support.stack import STREAMBANK, PrivateStack, variables
 from tests.support.waiting import wait_until
@@ -119,6 +128,51 @@ def no_server_error(context: Any, response: Any, case: Any) -> None:
 def test_every_answer_is_documented(case: Any, api: ApiServer, client: httpx.Client) -> None:
     headers = {"Authorization": client.headers["Authorization"]}
     case.call_and_validate(base_url=api.url, headers=headers, checks=wrong_answers(), timeout=60)
+
+
+def test_decisions_are_found_by_their_transaction(api: ApiServer, client: httpx.Client) -> None:
+    vectors = np.zeros(2, codec_of("fraud.features").event_type("FeatureVector").dtype)
+    vectors["transaction_id_lo"], vectors["transaction_id_hi"], vectors["amount"] = [7, 8], [0, 1], 20_000
+
+    def keep(sink: type[FraudDecisionsSink], shard: int, scores: Scores) -> None:
+        rescored = sink is FraudRescoresSink
+        events = decide(
+            vectors, scores, DEFAULT_RULES, UnknownPolicy(), model="fraud", scored_at=9 + rescored, rescored=rescored
+        )
+        frame = Frame(sink.topic.name, shard, 1, 0, None, events)
+        log = EventLog([(shard, wrap(1, codec_of(sink.topic.name).encode(frame)))])
+        asyncio.run(project(api.environment, log, sink))
+
+    def found(transaction: int, **query: int) -> httpx.Response:
+        return client.get(f"/v1/fraud-decisions/{transaction}", params=query)
+
+    keep(FraudDecisionsSink, 2, Scores(None, reason=UnknownReason.timeout))
+    keep(FraudRescoresSink, 2, Scores(np.array([0.95, 0.1]), 3))
+    keep(FraudDecisionsSink, 1, Scores(np.array([0.5, 0.5]), 3, challenger=np.array([0.2, 0.2]), challenger_version=4))
+    answer = found(8 + 2**64, portfolio=2)
+    assert answer.status_code == 200, answer.text
+    schema["/v1/fraud-decisions/{id}"]["GET"].validate_response(answer)
+    place = {
+        "type": "Decision", "transaction_id": str(8 + 2**64), "event_time": 0, "customer_id": 0, "terminal_id": 0,
+        "amount": 20_000, "model": "fraud", "challenger_version": 0, "challenger_score": None, "rule_set_version": 0,
+        "rules_hit": "", "shadow_rules_hit": "",
+    }  # fmt: skip
+    assert answer.json() == {
+        "transaction_id": str(8 + 2**64),
+        "portfolio": 2,
+        "decisions": [
+            place
+            | {"decision": "review", "score": None, "unknown_reason": "timeout", "model_version": 0,
+               "reason_codes": "unknown_timeout", "rescored": False, "scored_at": 9},
+            place
+            | {"decision": "approve", "score": 100_000, "unknown_reason": "none", "model_version": 3,
+               "reason_codes": "", "rescored": True, "scored_at": 10},
+        ],
+    }  # fmt: skip
+    [decision] = found(7, portfolio=1).json()["decisions"]
+    assert (decision["transaction_id"], decision["score"], decision["challenger_score"]) == (7, 500_000, 200_000)
+    assert found(7).status_code == 404  # that is another portfolio's
+    assert found(7, portfolio=4).status_code == 400
 
 
 # --- headers as bytes -------------------------------------------------------------------------------------------------

@@ -179,6 +179,7 @@ def test_decisions_become_cases_and_closed_cases_labels(
         (f"{at}/close", {"outcome": "genuine"}, 409),
         (f"{at}/assign", {"assignee": "bob"}, 409),
         (f"{at}/close", {"outcome": "maybe"}, 422),
+        (f"/v1/fraud/cases/{alert_id(1, 8, DAY)}/close", {"outcome": "fraud", "known_at": 7_000_000_000_000_000}, 422),
         (f"{at}/assign", {"assignee": ""}, 422),
         (f"{at}/assign", {"assignee": "a", "more": 1}, 422),
         (f"{at}/notes", {"text": "without a key"}, 400),

@@ -222,7 +222,7 @@ def test_a_case_gets_the_reasons_of_its_score_from_the_shell(
 def test_the_documented_queries_run(environment: Settings) -> None:
     page = (PROJECT_ROOT / "docs" / "how-to" / "fraud-rules.md").read_text(encoding="utf-8")
     queries = re.findall(r"^```cql\n(.*?);\n^```", page, re.MULTILINE | re.DOTALL)
-    assert len(queries) == 2
+    assert len(queries) == 3
     with cassandra_session(environment) as session:
         for query in queries:
             session.execute(query)

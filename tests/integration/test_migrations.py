@@ -41,6 +41,7 @@ CASSANDRA_VERSIONS = [
     "0010_fraud",
     "0020_minute_bars",
     "0030_payments_by_account_day",
+    "0031_fraud_decisions_by_transaction",
 ]
 
 

@@ -190,10 +190,15 @@ def test_a_frame_from_the_future_is_refused_whole() -> None:
     assert fraud.kernel.counts["ids"] == 0
     fraud.kernel.apply(good)
     assert fraud.kernel.counts["computed"] == 2
-    # a label may be ahead: it is held until its time
-    label_ahead = replace(transaction_frame([label(1, produced + 9 * DAY)]), produced_at=produced)
-    fraud.kernel.apply(label_ahead)
-    assert fraud.kernel.counts["held_labels"] == 1
+    # a label is held until its time, which may be a day ahead as well
+    for ahead, held in ((DAY + 1, 0), (DAY, 1)):
+        labels = replace(transaction_frame([label(1, START), label(9, produced + ahead)]), produced_at=produced)
+        if not held:
+            with pytest.raises(FrameError, match=r"event_in_the_future: events\[1\]"):
+                fraud.kernel.apply(labels)
+        else:
+            fraud.kernel.apply(labels)
+        assert (fraud.kernel.counts["labels"], fraud.kernel.counts["held_labels"]) == (2 * held, held)
 
 
 def test_empty_frame_is_answered() -> None:

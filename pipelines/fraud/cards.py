@@ -215,29 +215,29 @@ def make_room(state: Any, card: Any, with_details: Any) -> Any:
 def add_newest(state: Any, card: Any, time: Any, amount: Any, out: Any, row: Any) -> None:
     """Take a transaction that is not older than the card's others into a ring that has room, and write its windows into
     ``out[row]``."""
-    cards = state.cards
+    record = state.cards[card]
+    answer = out[row]
+    head, tail, base, newest = record[HEAD], record[TAIL], record[BASE], record[NEWEST]
+    block, last = record[BLOCK], record[CAPACITY] - 1
     entries = state.card_entries
-    head, tail = cards[card, HEAD], cards[card, TAIL]
-    block, last = cards[card, BLOCK], cards[card, CAPACITY] - 1
-    total = (entries[block + ((head - 1) & last), TOTAL] if head > tail else cards[card, BASE]) + amount
+    total = (entries[block + ((head - 1) & last), TOTAL] if head > tail else base) + amount
     for window in range(len(CARD_WINDOWS)):
-        start = cards[card, CARD_WINDOW_START + window]
+        start = record[CARD_WINDOW_START + window]
         limit = time - CARD_WINDOWS[window]
         while start < head and entries[block + (start & last), TIME] <= limit:
             start += 1
-        earlier = entries[block + ((start - 1) & last), TOTAL] if start > tail else cards[card, BASE]
-        cards[card, CARD_WINDOW_START + window] = start
+        earlier = entries[block + ((start - 1) & last), TOTAL] if start > tail else base
+        record[CARD_WINDOW_START + window] = start
         word = (features.CARD_DAYS if window < 3 else features.CARD_VELOCITY - 6) + 2 * window
-        out[row, word] = head - start + 1
-        out[row, word + 1] = total - earlier
+        answer[word] = head - start + 1
+        answer[word + 1] = total - earlier
     entry = block + (head & last)
     entries[entry, TIME] = time
     entries[entry, TOTAL] = total
     mark_bytes(state, CARD_ENTRIES_COLUMN, entry * 16)
-    newest = cards[card, NEWEST]
-    out[row, features.SINCE_LAST] = time - newest if head > 0 and newest > time - PROFILE_WIDTH else -1
-    cards[card, NEWEST] = time
-    cards[card, HEAD] = head + 1
+    answer[features.SINCE_LAST] = time - newest if head > 0 and newest > time - PROFILE_WIDTH else -1
+    record[NEWEST] = time
+    record[HEAD] = head + 1
 
 
 @compiled

@@ -113,7 +113,10 @@ class FraudKernel:
         }
         assert tuple(sizes) == COLUMNS
         self._state = pages.PagedState(
-            {name: pages.Column(dtype, rows * words) for name, (dtype, rows, words) in sizes.items()}
+            {
+                name: pages.Column(dtype, rows * words, huge_pages=name not in ("meta", "held_labels"))
+                for name, (dtype, rows, words) in sizes.items()
+            }
         )
         columns = {name: self._state.columns[name][: rows * words] for name, (_, rows, words) in sizes.items()}
         max_values = max_entries >> 3
@@ -134,7 +137,7 @@ class FraudKernel:
             terminal_index=id_index.new_index(max_terminals),
             transaction_index=id_index.new_index(max_transactions),
             value_index=id_index.new_index(max_values),
-            values=pages.reserve(VALUE, max_values),
+            values=pages.reserve(VALUE, max_values, huge_pages=True),
             value_list=np.zeros(2, np.int64),
             ahead=np.zeros((READ_AHEAD + 2, 3), np.int64),
             sources=_SOURCES,

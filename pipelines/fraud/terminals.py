@@ -118,33 +118,34 @@ def add_late(state: Any, terminal: Any, time: Any, fraud: Any, out: Any, row: An
 def add_newest(state: Any, terminal: Any, time: Any, fraud: Any, out: Any, row: Any) -> None:
     """Take a transaction that is not older than the terminal's others into a ring that has room, and write its windows
     into ``out[row]``. ``fraud``: 1 if it is already labelled as one."""
-    terminals = state.terminals
+    record = state.terminals[terminal]
+    answer = out[row]
     entries = state.terminal_entries
-    head = terminals[terminal, HEAD]
-    block, last = terminals[terminal, BLOCK], terminals[terminal, CAPACITY] - 1
-    end = terminals[terminal, WINDOWS_END]
+    head = record[HEAD]
+    block, last = record[BLOCK], record[CAPACITY] - 1
+    end = record[WINDOWS_END]
     entered = 0
     limit = time - LABEL_DELAY
     while end < head and (entries[block + (end & last), 0] >> 1) <= limit:
         entered += entries[block + (end & last), 0] & 1
         end += 1
-    terminals[terminal, WINDOWS_END] = end
+    record[WINDOWS_END] = end
     for window in range(len(TERMINAL_WINDOWS)):
-        start = terminals[terminal, TERMINAL_WINDOW_START + window]
-        frauds = terminals[terminal, TERMINAL_FRAUDS + window] + entered
+        start = record[TERMINAL_WINDOW_START + window]
+        frauds = record[TERMINAL_FRAUDS + window] + entered
         limit = time - LABEL_DELAY - TERMINAL_WINDOWS[window]
         while start < end and (entries[block + (start & last), 0] >> 1) <= limit:
             frauds -= entries[block + (start & last), 0] & 1
             start += 1
-        terminals[terminal, TERMINAL_WINDOW_START + window] = start
-        terminals[terminal, TERMINAL_FRAUDS + window] = frauds
-        out[row, features.TERMINAL_DAYS + 2 * window] = end - start
-        out[row, features.TERMINAL_DAYS + 2 * window + 1] = frauds
+        record[TERMINAL_WINDOW_START + window] = start
+        record[TERMINAL_FRAUDS + window] = frauds
+        answer[features.TERMINAL_DAYS + 2 * window] = end - start
+        answer[features.TERMINAL_DAYS + 2 * window + 1] = frauds
     entry = block + (head & last)
     entries[entry, 0] = time << 1 | fraud
     mark_bytes(state, TERMINAL_ENTRIES_COLUMN, entry * 8)
-    terminals[terminal, NEWEST] = time
-    terminals[terminal, HEAD] = head + 1
+    record[NEWEST] = time
+    record[HEAD] = head + 1
 
 
 @compiled

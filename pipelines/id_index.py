@@ -21,10 +21,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 from pipelines.pages import reserve
 
-__all__ = ["BURNED", "NOT_FOUND", "IdIndex", "find", "insert", "new_index", "peek", "rebuild", "remove"]
+__all__ = [
+    "BURNED", "NOT_FOUND", "IdIndex", "fetch", "find", "find_likely", "find_place", "insert", "insert_at", "new_index",
+    "peek", "rebuild", "remove",
+]  # fmt: skip
 
 NOT_FOUND: Final = -1
 BURNED: Final = -2
@@ -129,6 +132,30 @@ def find(index: Any, records: Any, burned: Any, lo: Any, hi: Any) -> Any:
 
 
 @compiled_inline
+def find_place(index: Any, records: Any, lo: Any, hi: Any) -> Any:
+    """As `find` in an index without burned ids, with the place of the empty word at which the search for an unknown id
+    ended, for `insert_at`; -1 if there is none."""
+    mixed = _hash(lo, hi)
+    tag = mixed >> _HALF
+    check = np.uint16(mixed)
+    segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
+    base = np.uint64(segment * SEGMENT)
+    position = tag & _POSITION_BITS
+    for _ in range(SEGMENT):
+        word = index.words[base + position]
+        if word == _ZERO:
+            if index.segments[segment, _NEXT] != 0:
+                break
+            return np.int64(NOT_FOUND), np.int64(base + position)
+        if word >> _HALF == tag and index.checks[base + position] == check:
+            slot = np.int64((word & _SLOT_BITS) - _ONE)
+            if records[slot].id_lo == lo and records[slot].id_hi == hi:
+                return slot, np.int64(-1)
+        position = (position + _ONE) & _POSITION_BITS
+    return find(index, records, records, lo, hi), np.int64(-1)
+
+
+@compiled_inline
 def _place(words: Any, checks: Any, base: Any, word: Any, check: Any) -> None:
     """Put a word at its place in a segment that has room."""
     position = (word >> _HALF) & _POSITION_BITS
@@ -145,6 +172,39 @@ def peek(index: Any, lo: Any, hi: Any) -> Any:
     tag = _hash(lo, hi) >> _HALF
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
     return index.words[np.uint64(segment * SEGMENT) + (tag & _POSITION_BITS)]
+
+
+@compiled_inline
+def fetch(index: Any, lo: Any, hi: Any) -> None:
+    """As `peek`, but without waiting for the words."""
+    tag = _hash(lo, hi) >> _HALF
+    segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
+    place = segment * SEGMENT + np.int64(tag & _POSITION_BITS)
+    prefetch(index.words, place, 0)
+    prefetch(index.checks, place, 0)
+
+
+@compiled_inline
+def find_likely(index: Any, lo: Any, hi: Any) -> Any:
+    """The slot that `find` would compare first, without reading its record, or `NOT_FOUND`.
+
+    With a probability of about 2^-48 it is another id's, and an id whose segment has a chain may be missed: to know
+    what to `prefetch`. For an index without burned ids.
+    """
+    mixed = _hash(lo, hi)
+    tag = mixed >> _HALF
+    check = np.uint16(mixed)
+    segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
+    base = np.uint64(segment * SEGMENT)
+    position = tag & _POSITION_BITS
+    for _ in range(SEGMENT):
+        word = index.words[base + position]
+        if word == _ZERO:
+            break
+        if word >> _HALF == tag and index.checks[base + position] == check:
+            return np.int64((word & _SLOT_BITS) - _ONE)
+        position = (position + _ONE) & _POSITION_BITS
+    return np.int64(NOT_FOUND)
 
 
 @compiled
@@ -214,6 +274,19 @@ def insert(index: Any, lo: Any, hi: Any, slot: Any, is_burned: Any) -> None:
     index.segments[segment, _USED] += 1
     base = np.uint64(segment * SEGMENT)
     _place(index.words, index.checks, base, tag << _HALF | reference, np.uint16(mixed))
+
+
+@compiled_inline
+def insert_at(index: Any, place: Any, lo: Any, hi: Any, slot: Any) -> None:
+    """`insert` an id at the place where `find_place` ended, the index being as it was then."""
+    segment = place // SEGMENT
+    if place < 0 or index.segments[segment, _USED] >= FULL:
+        insert(index, lo, hi, slot, False)
+        return
+    mixed = _hash(lo, hi)
+    index.segments[segment, _USED] += 1
+    index.words[place] = (mixed >> _HALF) << _HALF | (np.uint64(slot) + _ONE)
+    index.checks[place] = np.uint16(mixed)
 
 
 @compiled

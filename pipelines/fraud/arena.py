@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipelines.compiled import compiled
+import numpy as np
 
-__all__ = ["ARENA_FULL", "SMALLEST", "free", "take"]
+from pipelines.compiled import compiled, compiled_inline
+
+__all__ = ["ARENA_FULL", "SMALLEST", "free", "ring_row", "take"]
 
 ARENA_FULL: Final = -1
 
@@ -53,3 +55,10 @@ def free(meta: Any, arena: Any, entries: Any, block: Any, capacity: Any) -> None
     word = arena + _list_of(capacity)
     entries[block, 0] = meta[word]
     meta[word] = block + 1
+
+
+@compiled_inline
+def ring_row(block: Any, position: Any, last: Any) -> Any:
+    """The column's row of a ring's position, ``last`` being its capacity less one. Unsigned: compiled code looks at a
+    signed index for one from the end."""
+    return np.uint64(block + (position & last))

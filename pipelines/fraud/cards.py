@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.fraud import features
-from pipelines.fraud.arena import ARENA_FULL, SMALLEST, free, take
+from pipelines.fraud.arena import ARENA_FULL, SMALLEST, free, ring_row, take
 from pipelines.fraud.records import (
     BASE,
     BLOCK,
@@ -212,29 +212,31 @@ def make_room(state: Any, card: Any, with_details: Any) -> Any:
 
 
 @compiled_inline
-def add_newest(state: Any, card: Any, time: Any, amount: Any, out: Any, row: Any) -> None:
+def add_newest(state: Any, record: Any, time: Any, amount: Any, answer: Any) -> None:
     """Take a transaction that is not older than the card's others into a ring that has room, and write its windows into
-    ``out[row]``."""
-    record = state.cards[card]
-    answer = out[row]
+    its ``answer``. ``record`` is the card's."""
+    entries = state.card_entries
     head, tail, base, newest = record[HEAD], record[TAIL], record[BASE], record[NEWEST]
     block, last = record[BLOCK], record[CAPACITY] - 1
-    entries = state.card_entries
-    total = (entries[block + ((head - 1) & last), TOTAL] if head > tail else base) + amount
+    before = entries[ring_row(block, head - 1, last), TOTAL] if head > tail else base
+    total = before + amount
     for window in range(len(CARD_WINDOWS)):
-        start = record[CARD_WINDOW_START + window]
         limit = time - CARD_WINDOWS[window]
-        while start < head and entries[block + (start & last), TIME] <= limit:
-            start += 1
-        earlier = entries[block + ((start - 1) & last), TOTAL] if start > tail else base
+        if newest <= limit:
+            start, earlier = head, before
+        else:
+            start = record[CARD_WINDOW_START + window]
+            while start < head and entries[ring_row(block, start, last), TIME] <= limit:
+                start += 1
+            earlier = entries[ring_row(block, start - 1, last), TOTAL] if start > tail else base
         record[CARD_WINDOW_START + window] = start
         word = (features.CARD_DAYS if window < 3 else features.CARD_VELOCITY - 6) + 2 * window
         answer[word] = head - start + 1
         answer[word + 1] = total - earlier
-    entry = block + (head & last)
+    entry = ring_row(block, head, last)
     entries[entry, TIME] = time
     entries[entry, TOTAL] = total
-    mark_bytes(state, CARD_ENTRIES_COLUMN, entry * 16)
+    mark_bytes(state, CARD_ENTRIES_COLUMN, np.int64(entry) * 16)
     answer[features.SINCE_LAST] = time - newest if head > 0 and newest > time - PROFILE_WIDTH else -1
     record[NEWEST] = time
     record[HEAD] = head + 1

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 from pipelines.fraud import cards, features, labels, terminals
 from pipelines.fraud.records import (
     BLOCK,
@@ -45,7 +45,7 @@ from pipelines.fraud.records import (
 )  # fmt: skip
 from pipelines.fraud.state import CARDS_COLUMN, READ_AHEAD, TERMINALS_COLUMN, TRANSACTIONS_COLUMN, mark_bytes
 from pipelines.fraud.values import text_hash
-from pipelines.id_index import find, insert, peek, remove
+from pipelines.id_index import fetch, find, find_likely, find_place, insert, insert_at, remove
 
 __all__ = ["OUT_OF_ROOM", "apply_rows"]
 
@@ -69,19 +69,21 @@ _THURSDAY: Final = 3
 
 
 @compiled_inline
-def _remember(state: Any, lo: Any, hi: Any) -> Any:
-    """A record for a new transaction id, in place of the oldest when all are taken; returns its slot."""
+def _remember(state: Any, lo: Any, hi: Any, place: Any) -> Any:
+    """A record for a new transaction id, in place of the oldest when all are taken; returns its slot. ``place`` is that
+    of `find_place`."""
     number = state.meta[TRANSACTIONS]
     slot = number & (len(state.transactions) - 1)
     transaction = state.transactions[slot]
     if number >= len(state.transactions):
         remove(state.transaction_index, transaction.id_lo, transaction.id_hi, slot)
+        place = np.int64(-1)
     transaction.id_lo = lo
     transaction.id_hi = hi
     transaction.label = NO_LABEL
     transaction.label_time = 0
     state.meta[TRANSACTIONS] = number + 1
-    insert(state.transaction_index, lo, hi, slot, False)
+    insert_at(state.transaction_index, place, lo, hi, slot)
     return slot
 
 
@@ -94,58 +96,55 @@ def _number(state: Any, slot: Any) -> Any:
 
 @compiled_inline
 def _remembered(state: Any, event: Any) -> Any:
-    """Slot of the event's transaction id, or negative."""
-    return find(
-        state.transaction_index, state.transactions, state.transactions, event.transaction_id_lo,
-        event.transaction_id_hi,
-    )  # fmt: skip
+    """Slot of the event's transaction id, or negative, and the place of `find_place`."""
+    return find_place(state.transaction_index, state.transactions, event.transaction_id_lo, event.transaction_id_hi)
 
 
 @compiled_inline
 def _read_ahead(state: Any, transactions: Any, first: Any, end: Any) -> None:
-    """Look up the cards and terminals of the next events and touch what their windows will read.
+    """Look up the cards and terminals of the next events and fetch what their windows will read.
 
-    One after another each event would wait for memory some ten times; together the waits overlap. Slots go to
+    One after another each event would wait for memory some ten times; fetched ahead, the waits overlap. Slots go to
     ``state.ahead``, -1 for what is not known yet.
     """
-    seen = np.uint64(0)
+    ahead = state.ahead
     for event in range(first, end):
         found = transactions[event]
-        seen ^= peek(state.transaction_index, found.transaction_id_lo, found.transaction_id_hi)
+        fetch(state.transaction_index, found.transaction_id_lo, found.transaction_id_hi)
         if found.kind == TRANSACTION:
-            seen ^= peek(state.card_index, np.uint64(found.customer_id), _NO_ID)
-            seen ^= peek(state.terminal_index, np.uint64(found.terminal_id), _NO_ID)
-    touched = np.int64(seen)
+            fetch(state.card_index, np.uint64(found.customer_id), _NO_ID)
+            fetch(state.terminal_index, np.uint64(found.terminal_id), _NO_ID)
     for event in range(first, end):
         found = transactions[event]
         if found.kind == TRANSACTION:
-            keys, index = state.card_keys, state.card_index
-            card = find(index, keys, keys, np.uint64(found.customer_id), _NO_ID)
-            keys, index = state.terminal_keys, state.terminal_index
-            terminal = find(index, keys, keys, np.uint64(found.terminal_id), _NO_ID)
-            state.ahead[event - first, 0] = card
-            state.ahead[event - first, 1] = terminal
-            if card >= 0:
-                touched ^= state.cards[card, CARD_WINDOW_START]
-            if terminal >= 0:
-                touched ^= state.terminals[terminal, TERMINAL_WINDOW_START]
+            card = find_likely(state.card_index, np.uint64(found.customer_id), _NO_ID)
+            terminal = find_likely(state.terminal_index, np.uint64(found.terminal_id), _NO_ID)
+            ahead[event - first, 0] = card
+            ahead[event - first, 1] = terminal
+            for half in range(0, _RECORD_BYTES, 64):
+                prefetch(state.cards, card, half)
+                prefetch(state.terminals, terminal, half)
     for event in range(first, end):
-        if transactions[event].kind == TRANSACTION:
-            card, terminal = state.ahead[event - first, 0], state.ahead[event - first, 1]
+        found = transactions[event]
+        if found.kind == TRANSACTION:
+            card, terminal = ahead[event - first, 0], ahead[event - first, 1]
             if card >= 0:
-                block, last = state.cards[card, BLOCK], state.cards[card, CAPACITY] - 1
-                touched ^= state.card_entries[block + (state.cards[card, HEAD] & last), TIME]
+                record = state.cards[card]
+                block, last = record[BLOCK], record[CAPACITY] - 1
+                prefetch(state.card_entries, block + (record[HEAD] & last), 0)
                 for window in range(3):
-                    position = state.cards[card, CARD_WINDOW_START + window]
-                    touched ^= state.card_entries[block + (position & last), TIME]
+                    prefetch(state.card_entries, block + (record[CARD_WINDOW_START + window] & last), 0)
+                if record[0] != found.customer_id:
+                    ahead[event - first, 0] = -1
             if terminal >= 0:
-                block, last = state.terminals[terminal, BLOCK], state.terminals[terminal, CAPACITY] - 1
-                touched ^= state.terminal_entries[block + (state.terminals[terminal, HEAD] & last), 0]
-                touched ^= state.terminal_entries[block + (state.terminals[terminal, WINDOWS_END] & last), 0]
+                record = state.terminals[terminal]
+                block, last = record[BLOCK], record[CAPACITY] - 1
+                prefetch(state.terminal_entries, block + (record[HEAD] & last), 0)
+                prefetch(state.terminal_entries, block + (record[WINDOWS_END] & last), 0)
                 for window in range(1, 3):
-                    position = state.terminals[terminal, TERMINAL_WINDOW_START + window]
-                    touched ^= state.terminal_entries[block + (position & last), 0]
-    state.ahead[READ_AHEAD, 0] = touched
+                    prefetch(state.terminal_entries, block + (record[TERMINAL_WINDOW_START + window] & last), 0)
+                if record[0] != found.terminal_id:
+                    ahead[event - first, 1] = -1
 
 
 @compiled
@@ -174,30 +173,37 @@ def _hash_details(found: Any, heap: Any, hashes: Any) -> None:
 
 
 @compiled_inline
+def _without_features(answer: Any, status: Any) -> None:
+    answer[features.STATUS] = status
+    for word in range(features.CARD_DAYS, features.WORDS):
+        answer[word] = 0
+
+
+@compiled_inline
 def _apply_transaction(state: Any, found: Any, card: Any, terminal: Any, heap: Any, out: Any, row: Any) -> Any:
     """Answer one transaction in ``out[row]``; False when a column is full.
 
     ``card`` and ``terminal`` are the slots read ahead, -1 where there was none.
     """
     time = found.event_time
-    for word in range(out.shape[1]):
-        out[row, word] = 0
-    out[row, 1] = np.int64(found.transaction_id_lo)
-    out[row, 2] = np.int64(found.transaction_id_hi)
-    out[row, features.EVENT_TIME] = time
-    out[row, features.CUSTOMER_ID] = found.customer_id
-    out[row, features.TERMINAL_ID] = found.terminal_id
-    out[row, features.AMOUNT] = found.amount
-    out[row, features.WEEKEND] = (time // DAY + _THURSDAY) % 7 >= 5
-    out[row, features.NIGHT] = time % DAY // HOUR <= 6
+    answer = out[row]
+    answer[0] = 0
+    answer[1] = np.int64(found.transaction_id_lo)
+    answer[2] = np.int64(found.transaction_id_hi)
+    answer[features.EVENT_TIME] = time
+    answer[features.CUSTOMER_ID] = found.customer_id
+    answer[features.TERMINAL_ID] = found.terminal_id
+    answer[features.AMOUNT] = found.amount
+    answer[features.WEEKEND] = (time // DAY + _THURSDAY) % 7 >= 5
+    answer[features.NIGHT] = time % DAY // HOUR <= 6
 
-    slot = _remembered(state, found)
+    slot, place = _remembered(state, found)
     if slot >= 0 and state.transactions[slot].known != _LABEL_ONLY:
-        out[row, features.STATUS] = _STATUS_DUPLICATE
+        _without_features(answer, _STATUS_DUPLICATE)
         state.meta[DUPLICATES] += 1
         return True
     if slot < 0:
-        slot = _remember(state, found.transaction_id_lo, found.transaction_id_hi)
+        slot = _remember(state, found.transaction_id_lo, found.transaction_id_hi, place)
     transaction = state.transactions[slot]
     transaction.event_time = time
     transaction.customer_id = found.customer_id
@@ -215,7 +221,7 @@ def _apply_transaction(state: Any, found: Any, card: Any, terminal: Any, heap: A
         terminal >= 0 and time <= state.terminals[terminal, NEWEST] - LATENESS
     ):
         transaction.known = _KNOWN_TOO_LATE
-        out[row, features.STATUS] = _STATUS_TOO_LATE
+        _without_features(answer, _STATUS_TOO_LATE)
         state.meta[TOO_LATE] += 1
         return True
     if card < 0:
@@ -230,36 +236,40 @@ def _apply_transaction(state: Any, found: Any, card: Any, terminal: Any, heap: A
             transaction.known = _LABEL_ONLY
             labels.release(state)
     transaction.known = _KNOWN_COMPUTED
+    answer[features.STATUS] = 0
+    for word in range(features.MERCHANTS_30, features.WORDS):
+        answer[word] = 0
 
     mark_bytes(state, CARDS_COLUMN, card * _RECORD_BYTES)
-    hashes = state.ahead[READ_AHEAD + 1]
+    hashes = state.ahead[READ_AHEAD]
     has_details = (found.device_is_set | found.country_is_set | found.merchant_is_set) != 0
     if has_details:
         _hash_details(found, heap, hashes)
-    is_full = state.cards[card, HEAD] - state.cards[card, TAIL] == state.cards[card, CAPACITY]
+    record = state.cards[card]
+    is_full = record[HEAD] - record[TAIL] == record[CAPACITY]
     if (is_full or has_details) and not cards.make_room(state, card, has_details):
         return False
-    if state.cards[card, HEAD] > 0 and time < state.cards[card, NEWEST]:
+    if record[HEAD] > 0 and time < record[NEWEST]:
         cards.add_late(state, card, time, found.amount, hashes[0], hashes[1], hashes[2], out, row)
     else:
-        profile_start = state.cards[card, PROFILE_START]
-        cards.add_newest(state, card, time, found.amount, out, row)
-        if state.cards[card, DETAILS] != 0:
+        profile_start = record[PROFILE_START]
+        cards.add_newest(state, record, time, found.amount, answer)
+        if record[DETAILS] != 0:
             cards.add_profile(state, card, profile_start, hashes[0], hashes[1], hashes[2], out, row)
     if has_details:
         hashes[0] = hashes[1] = hashes[2] = 0
-    average = out[row, features.CARD_DAYS + 5] // out[row, features.CARD_DAYS + 4]
-    out[row, features.AMOUNT_RATIO] = found.amount * 1_000 // max(average, 1)
+    average = answer[features.CARD_DAYS + 5] // answer[features.CARD_DAYS + 4]
+    answer[features.AMOUNT_RATIO] = found.amount * 1_000 // max(average, 1)
 
     mark_bytes(state, TERMINALS_COLUMN, terminal * _RECORD_BYTES)
     fraud = 1 if transaction.label == FRAUD else 0
-    kept = state.terminals[terminal, HEAD] - state.terminals[terminal, TAIL]
-    if kept == state.terminals[terminal, CAPACITY] and not terminals.make_room(state, terminal):
+    record = state.terminals[terminal]
+    if record[HEAD] - record[TAIL] == record[CAPACITY] and not terminals.make_room(state, terminal):
         return False
-    if state.terminals[terminal, HEAD] > 0 and time < state.terminals[terminal, NEWEST]:
+    if record[HEAD] > 0 and time < record[NEWEST]:
         terminals.add_late(state, terminal, time, fraud, out, row)
     else:
-        terminals.add_newest(state, terminal, time, fraud, out, row)
+        terminals.add_newest(state, record, time, fraud, answer)
     state.meta[COMPUTED] += 1
     return True
 
@@ -267,12 +277,9 @@ def _apply_transaction(state: Any, found: Any, card: Any, terminal: Any, heap: A
 @compiled
 def _apply_label(state: Any, label: Any, received: Any) -> Any:
     """Take one label and write what it met; False when a column is full."""
-    slot = find(
-        state.transaction_index, state.transactions, state.transactions, label.transaction_id_lo,
-        label.transaction_id_hi,
-    )  # fmt: skip
+    slot, place = _remembered(state, label)
     if slot < 0:
-        slot = _remember(state, label.transaction_id_lo, label.transaction_id_hi)
+        slot = _remember(state, label.transaction_id_lo, label.transaction_id_hi, place)
         transaction = state.transactions[slot]
         transaction.known = _LABEL_ONLY
         transaction.event_time = 0

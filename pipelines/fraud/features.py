@@ -27,6 +27,7 @@ MERCHANTS_30: Final = 30
 NEW_DEVICE: Final = 31
 NEW_COUNTRY: Final = 32
 NEW_MERCHANT: Final = 33
+WORDS: Final = 34
 
 FEATURE_WORDS: Final[dict[str, int]] = {
     "transaction_id": 1,

@@ -139,7 +139,7 @@ class FraudKernel:
             value_index=id_index.new_index(max_values),
             values=pages.reserve(VALUE, max_values, huge_pages=True),
             value_list=np.zeros(2, np.int64),
-            ahead=np.zeros((READ_AHEAD + 2, 3), np.int64),
+            ahead=np.zeros((READ_AHEAD + 1, 3), np.int64),
             sources=_SOURCES,
         )
 

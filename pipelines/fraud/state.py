@@ -66,8 +66,8 @@ class FraudArrays(NamedTuple):
     value_list: NDArray[np.int64]
     """Values ever used, and 1 + the first free one."""
     ahead: NDArray[np.int64]
-    """(`READ_AHEAD` + 2, 3): slots of card and terminal of the events read ahead; a row that keeps the reads from being
-    optimised away; and the hashes of the current transaction's details. Nothing in it outlives an event."""
+    """(`READ_AHEAD` + 1, 3): slots of card and terminal of the events read ahead, and the hashes of the current
+    transaction's details. Nothing in it outlives a frame."""
     sources: NDArray[np.void]
     """Empty; its type names a digest of the sources, so that Numba's disk cache never serves code of other sources."""
 

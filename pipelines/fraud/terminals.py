@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.fraud import features
-from pipelines.fraud.arena import ARENA_FULL, SMALLEST, free, take
+from pipelines.fraud.arena import ARENA_FULL, SMALLEST, free, ring_row, take
 from pipelines.fraud.records import (
     BLOCK,
     CAPACITY,
@@ -115,35 +117,33 @@ def add_late(state: Any, terminal: Any, time: Any, fraud: Any, out: Any, row: An
 
 
 @compiled_inline
-def add_newest(state: Any, terminal: Any, time: Any, fraud: Any, out: Any, row: Any) -> None:
+def add_newest(state: Any, record: Any, time: Any, fraud: Any, answer: Any) -> None:
     """Take a transaction that is not older than the terminal's others into a ring that has room, and write its windows
-    into ``out[row]``. ``fraud``: 1 if it is already labelled as one."""
-    record = state.terminals[terminal]
-    answer = out[row]
+    into its ``answer``. ``record`` is the terminal's; ``fraud``: 1 if it is already labelled as one."""
     entries = state.terminal_entries
     head = record[HEAD]
     block, last = record[BLOCK], record[CAPACITY] - 1
     end = record[WINDOWS_END]
     entered = 0
     limit = time - LABEL_DELAY
-    while end < head and (entries[block + (end & last), 0] >> 1) <= limit:
-        entered += entries[block + (end & last), 0] & 1
+    while end < head and (entries[ring_row(block, end, last), 0] >> 1) <= limit:
+        entered += entries[ring_row(block, end, last), 0] & 1
         end += 1
     record[WINDOWS_END] = end
     for window in range(len(TERMINAL_WINDOWS)):
         start = record[TERMINAL_WINDOW_START + window]
         frauds = record[TERMINAL_FRAUDS + window] + entered
         limit = time - LABEL_DELAY - TERMINAL_WINDOWS[window]
-        while start < end and (entries[block + (start & last), 0] >> 1) <= limit:
-            frauds -= entries[block + (start & last), 0] & 1
+        while start < end and (entries[ring_row(block, start, last), 0] >> 1) <= limit:
+            frauds -= entries[ring_row(block, start, last), 0] & 1
             start += 1
         record[TERMINAL_WINDOW_START + window] = start
         record[TERMINAL_FRAUDS + window] = frauds
         answer[features.TERMINAL_DAYS + 2 * window] = end - start
         answer[features.TERMINAL_DAYS + 2 * window + 1] = frauds
-    entry = block + (head & last)
+    entry = ring_row(block, head, last)
     entries[entry, 0] = time << 1 | fraud
-    mark_bytes(state, TERMINAL_ENTRIES_COLUMN, entry * 8)
+    mark_bytes(state, TERMINAL_ENTRIES_COLUMN, np.int64(entry) * 8)
     record[NEWEST] = time
     record[HEAD] = head + 1
 

@@ -22,9 +22,7 @@ _FIELDS: Final = codec_of(FRAUD_DECISIONS.name).event_type("Decision").fields
 _NAMES: Final = tuple(field.name for field in _FIELDS)
 _NULLABLE: Final = frozenset(field.name for field in _FIELDS if field.nullable)
 """Scores, which Cassandra has as -1 where there is none."""
-_SELECT: Final = (
-    f"SELECT shard, {', '.join(_NAMES)} FROM fraud_decisions WHERE transaction_id = ?"  # noqa: S608 - of the schema
-)
+_SELECT: Final = f"SELECT shard, {', '.join(_NAMES)} FROM fraud_decisions WHERE transaction_id = ?"  # noqa: S608 - of the schema
 
 
 async def decisions_of(queries: Queries, portfolio: int, transaction_id: int) -> dict[str, Any]:
@@ -33,7 +31,7 @@ async def decisions_of(queries: Queries, portfolio: int, transaction_id: int) ->
     found = sorted((row for row in rows if row.shard == portfolio), key=lambda row: row.rescored)
     if not found:
         raise Problem(
-            "not-found", f"Portfolio {portfolio} has no decision of transaction {transaction_id}, or it is not visible yet."
+            "not-found", f"Portfolio {portfolio} has no decision of {transaction_id}, or it is not visible yet."
         )
     return {
         "transaction_id": json_integer(transaction_id),

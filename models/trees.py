@@ -1,4 +1,4 @@
-"""Ensembles of small trees, applied to many rows at once: ONNX Runtime's sums, two to three times as fast on a frame of 500.
+"""Ensembles of small trees, applied to many rows at once: ONNX Runtime's sums in half the time.
 
 ONNX Runtime takes one row through all trees, then the next: every row reads the whole ensemble again, and every
 comparison is a branch that the processor guesses wrong half the time. Here one tree takes a block of rows, which

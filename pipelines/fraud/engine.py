@@ -35,7 +35,6 @@ from pipelines.fraud.records import (
     TAIL,
     TERMINAL_WINDOW_START,
     TERMINALS,
-    TIME,
     TOO_LATE,
     TRANSACTIONS,
     WINDOWS_END,

@@ -63,6 +63,9 @@ _TRANSACTIONS: Final = "fraud.transactions"
 _FEATURES: Final = "fraud.features"
 _LABELS: Final = "fraud.labels"
 
+_READ_AT_RANDOM: Final = {"cards", "card_entries", "card_details", "terminals", "terminal_entries"}
+"""Columns on large memory pages."""
+
 
 class CapacityExceeded(StreambankError):  # noqa: N818 - an alarm, named for what happened
     """The shard's reserved columns are full; the job must stop and be started with larger ones."""
@@ -114,7 +117,7 @@ class FraudKernel:
         assert tuple(sizes) == COLUMNS
         self._state = pages.PagedState(
             {
-                name: pages.Column(dtype, rows * words, huge_pages=name not in ("meta", "held_labels"))
+                name: pages.Column(dtype, rows * words, huge_pages=name in _READ_AT_RANDOM)
                 for name, (dtype, rows, words) in sizes.items()
             }
         )

@@ -47,7 +47,6 @@ def test_other_models_are_left_to_onnx_runtime(data: FraudDataset) -> None:
         Recipe("logistic-regression"),
         Recipe("random-forest", settings={"n_estimators": 5, "max_depth": 3}),
         Recipe(settings={"n_estimators": 3, "max_depth": MAX_DEPTH + 1, "min_child_weight": 0.0}),
-        Recipe(settings={"n_estimators": 3, "max_depth": 3}, scale=True),
     ):
         exported = export(fit(recipe, data), recipe, data, {})
         rows = data.inputs(recipe.inputs)[:100].astype(np.float32)

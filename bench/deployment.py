@@ -97,7 +97,7 @@ class Deployment:
 
     ``settings`` are those of an environment whose servers run; ``directory`` is for logs, pid files and the API's keys.
     The API gets a port of its own; ``more`` are further settings of the processes. ``jobs`` are pipelines or services
-    that run as Flink jobs.
+    that run as Flink jobs; they make a checkpoint each ``checkpoint_interval``, None: as often as by default.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Deployment:
         jobs: Sequence[str],
         *,
         parallelism: int = 1,
+        checkpoint_interval: str | None = CHECKPOINT_INTERVAL,
         stores: Sequence[str] = STORES,
         more: Mapping[str, object] | None = None,
         say: Callable[[str], None] = lambda what: None,
@@ -132,6 +133,7 @@ class Deployment:
         }
         self._directory = directory
         self._parallelism = parallelism
+        self._checkpoint_interval = checkpoint_interval
         self._stores = stores
         self._say = say
 
@@ -255,7 +257,11 @@ class Deployment:
             has_state = any((config.checkpoints_dir / name).glob("*/chk-*/_metadata"))
             submit(
                 Submission(
-                    job_file(pipeline), name, self._parallelism, LATEST if has_state else None, CHECKPOINT_INTERVAL
+                    job_file(pipeline),
+                    name,
+                    self._parallelism,
+                    LATEST if has_state else None,
+                    self._checkpoint_interval,
                 ),
                 config,
             )

@@ -1,8 +1,10 @@
 """Payments from request to final status, open loop, with everything that stands between: and where the time goes.
 
 The API, both jobs, both relays and the sink run as in production on the real servers. Requests are due at fixed times
-and ask for the final status (`Prefer: wait`); a latency counts from when its request was due. Then the topics tell what
-each hop took, by the times at which Kafka got the records of a payment, and reconciliation must find no difference.
+and ask for the final status (`Prefer: wait`); a latency counts from when its request was due. The topics tell what each
+hop took, by the times at which Kafka got the records of a payment; the system's counters tell the CPU time of each
+process, the client's own included, since all of them share the machine. Last comes what the gateway takes as fast as it
+can, without waiting for a status, single and in batches. In the end reconciliation must find no difference.
 """
 
 from __future__ import annotations
@@ -12,27 +14,36 @@ import os
 import statistics
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 import aiohttp
+import msgspec
+import psutil
+import uvloop
 from confluent_kafka import Consumer, TopicPartition
 
 from bench.deployment import Deployment, Process, drop, sinks, token, wait_until
 from bench.report import Measurement
 from infra.settings import Settings
+from infra.stack.stack import Stack
 from jobs.payments_reconcile import reconcile
+from jobs.topic_reader import TopicReader
 from models.load import LoadProgress, Pace, run_schedule
 from models.load_profiles import payment, payment_accounts
 from pipelines.catalogue import (
     LEDGER_COMMANDS,
+    LEDGER_EVENTS,
     LEDGER_RESULTS,
     PAYMENTS_COMMANDS,
     PAYMENTS_EVENTS,
+    PAYMENTS_RESULTS,
     Topic,
 )
 from pipelines.codec import codec_of
@@ -43,12 +54,21 @@ from pipelines.wire import unwrap
 
 __all__ = ["measure"]
 
-RATE: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_RATE", "300"))
+RATES: Final = [float(rate) for rate in os.environ.get("STREAMBANK_BENCH_PAYMENTS_RATE", "300").split(",")]
+"""One or, with commas, several: one after another in the same system."""
 SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_SECONDS", "30"))
 WARM_UP_SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_WARM_UP_SECONDS", "60"))
 WARM_UP_RATE: Final = 50.0
 """The JVMs of broker and TaskManager compile during the first minute of traffic, which takes half of two cores."""
 WAIT_SECONDS: Final = 20
+PASSED: Final = (
+    PAYMENTS_COMMANDS, PAYMENTS_RESULTS, PAYMENTS_EVENTS, LEDGER_COMMANDS, LEDGER_RESULTS, LEDGER_EVENTS,
+)  # fmt: skip
+SERVERS: Final = ("kafka", "flink", "postgres", "valkey")
+REST_SECONDS: Final = 5.0
+GATEWAY_SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_GATEWAY_SECONDS", "5"))
+GATEWAY_CLIENTS: Final = {1: 64, 100: 8}
+"""Requests under way at once, by the payments of each."""
 GOALS: Final = {"p50": 120.0, "p99": 300.0}
 CLIENTS: Final = 2_000
 """Requests under way at once, far more than any rate here needs: nobody waits for a free one."""
@@ -59,26 +79,59 @@ HOPS: Final = ("payments job", "payments-to-ledger", "ledger job", "ledger-to-pa
 
 def measure(settings: Settings) -> list[Measurement]:
     """Needs Kafka, registry, Flink, Postgres and Valkey of ``settings`` running; the rest is started here."""
-    with _system(settings) as (environment, access):
-        asyncio.run(_prepare(environment, access))
-        asyncio.run(_load(environment, access, WARM_UP_RATE, WARM_UP_SECONDS))
-        begin = int(time.time() * 1000)
-        latencies, errors = asyncio.run(_load(environment, access, RATE, SECONDS))
-        wait_until(
-            lambda: reconcile(environment).waiting == 0, START_SECONDS, "every payment has its final status", pause=1.0
-        )
+    found: list[Measurement] = []
+    with _system(settings) as (running, access):
+        environment = running.settings
+        uvloop.run(_prepare(environment, access))
+        uvloop.run(_load(environment, access, WARM_UP_RATE, WARM_UP_SECONDS))
+        found.append(_at_rest(running, settings))
+        for rate in RATES:
+            found += _at_rate(running, settings, access, rate)
+        for batch, clients in GATEWAY_CLIENTS.items() if GATEWAY_SECONDS else ():
+            found.append(_gateway(running, access, batch, clients))
+        _settle(environment)
         report = reconcile(environment)
-        hops = _hops(environment, begin)
     if not report.clean or report.held:
         raise AssertionError(f"payments and ledger differ: {report.as_json()}")
+    check = f"reconciled {report.payments:,} payments with the ledger"
+    return [replace(one, check=f"{check}; {one.check}" if one.check else check) for one in found]
+
+
+def _at_rest(running: Deployment, servers: Settings) -> Measurement:
+    """What the whole system uses while nobody pays: part of what a payment seems to cost at a low rate."""
+    _settle(running.settings)
+    before = _cpu_seconds(running, servers)
+    time.sleep(REST_SECONDS)
+    used = {name: (spent - before[name]) / REST_SECONDS for name, spent in _cpu_seconds(running, servers).items()}
+    return Measurement("the system at rest", sum(used.values()), "cores", check=_listed(used))
+
+
+def _listed(used: dict[str, float]) -> str:
+    return ", ".join(f"{name} {amount:.2f}" for name, amount in sorted(used.items(), key=lambda item: -item[1]))
+
+
+def _at_rate(running: Deployment, servers: Settings, access: str, rate: float) -> list[Measurement]:
+    ends = _ends(running.settings)
+    begin, before = int(time.time() * 1000), _cpu_seconds(running, servers)
+    begun = time.perf_counter()
+    latencies, errors = uvloop.run(_load(running.settings, access, rate, SECONDS))
+    after, seconds = _cpu_seconds(running, servers), time.perf_counter() - begun
+    _settle(running.settings)
     if not latencies:
         raise AssertionError(f"no payment was answered in time: {errors}")
-    check = f"reconciled {report.payments:,} payments with the ledger; {sum(errors.values())} errors {errors or ''}"
-    detail = {"rate": RATE, "seconds": SECONDS, "errors": errors, "hops_ms": hops}
+    spent = {name: (after[name] - before[name]) / len(latencies) * 1000 for name in after}
+    frames = {name: (end - ends[name]) / len(latencies) for name, end in _ends(running.settings).items()}
+    hops = _hops(running.settings, begin)
+    detail = {
+        "rate": rate, "seconds": SECONDS, "errors": errors, "hops_ms": hops, "cpu_ms_per_payment": spent,
+        "frames_per_payment": frames,
+        "cores_busy": sum(after[name] - before[name] for name in after) / seconds, "load_average": os.getloadavg(),
+    }  # fmt: skip
+    check = f"{sum(errors.values())} errors {errors or ''}"
     ordered = sorted(latencies)
     return [
         Measurement(
-            f"payment at {RATE:g}/s, request to final status, {name}", ordered[int(len(ordered) * share)] * 1000, "ms",
+            f"payment at {rate:g}/s, request to final status, {name}", ordered[int(len(ordered) * share)] * 1000, "ms",
             goal=f"<= {GOALS[name]:g}", met=ordered[int(len(ordered) * share)] * 1000 <= GOALS[name],
             check=check, detail=detail,
         )
@@ -86,12 +139,67 @@ def measure(settings: Settings) -> list[Measurement]:
     ] + [
         Measurement(f"of which {name}, median", milliseconds, "ms", check="times of the records in Kafka")
         for name, milliseconds in hops.items()
+    ] + [
+        Measurement(
+            f"CPU of a payment at {rate:g}/s", sum(spent.values()), "ms",
+            check=_listed(spent),
+        )
     ]  # fmt: skip
 
 
+def _settle(environment: Settings) -> None:
+    wait_until(
+        lambda: reconcile(environment).waiting == 0, START_SECONDS, "every payment has its final status", pause=1.0
+    )
+
+
+def _gateway(running: Deployment, access: str, batch: int, clients: int) -> Measurement:
+    """Closed loop: requests that are answered once Kafka has their payments."""
+    before = running.processes["api"].cpu_seconds()
+    requests, outcomes, seconds = uvloop.run(_flood(running.settings, access, batch, clients))
+    used = running.processes["api"].cpu_seconds() - before
+    if set(outcomes) - {"202"}:
+        raise AssertionError(f"the gateway answered {outcomes}")
+    return Measurement(
+        f"gateway, {'one payment' if batch == 1 else f'{batch} payments'} a request, one process", requests / seconds,
+        "requests/s", check=f"{requests:,} answered 202; the process used {used / seconds:.2f} cores",
+        detail={"payments_per_second": requests * batch / seconds, "clients": clients},
+    )  # fmt: skip
+
+
+async def _flood(environment: Settings, access: str, batch: int, clients: int) -> tuple[int, dict[str, int], float]:
+    run, numbers, outcomes = time.time_ns(), count(), Counter[str]()
+    begin = time.perf_counter()
+    async with _session(access) as http:
+
+        async def client() -> None:
+            while time.perf_counter() - begin < GATEWAY_SECONDS:
+                first = next(numbers) * batch
+                several = [payment(run, first + number) for number in range(batch)]
+                path, body = ("", several[0]) if batch == 1 else ("/batch", {"payments": several})
+                async with http.post(
+                    f"{environment.api_url}/v1/payments{path}", data=msgspec.json.encode(body),
+                    headers={"Idempotency-Key": f"{run}-{first}", "Content-Type": "application/json"},
+                ) as answer:  # fmt: skip
+                    await answer.read()
+                    outcomes[str(answer.status)] += 1
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+    return sum(outcomes.values()), dict(outcomes), time.perf_counter() - begin
+
+
+def _cpu_seconds(running: Deployment, servers: Settings) -> dict[str, float]:
+    """CPU time so far of everything that a payment passes, by process."""
+    spent = {name: process.cpu_seconds() for name, process in running.processes.items()}
+    for server in Stack(servers, only=SERVERS).servers:
+        spent |= {process.name: process.cpu_seconds() for process in server.processes()}
+    own = psutil.Process().cpu_times()
+    return {**spent, "client": own.user + own.system}
+
+
 @contextmanager
-def _system(settings: Settings) -> Iterator[tuple[Settings, str]]:
-    """Everything of its own: topics, database, jobs, relays, API. Yields its settings and a token."""
+def _system(settings: Settings) -> Iterator[tuple[Deployment, str]]:
+    """Everything of its own: topics, database, jobs, relays, API. Yields it and a token."""
     unique = f"bench_{uuid4().hex[:8]}"
     environment = settings.model_copy(update={"topic_prefix": f"{unique}.", "postgres_database": unique})
     processes = [
@@ -103,9 +211,12 @@ def _system(settings: Settings) -> Iterator[tuple[Settings, str]]:
     with tempfile.TemporaryDirectory() as directory, ExitStack() as ending:
         ending.callback(drop, environment, stores)
         running = ending.enter_context(
-            Deployment(environment, Path(directory), processes, ("ledger", "payments"), stores=stores)
-        )
-        yield running.settings, token(running.settings, ["ledger:write", "payments:write"])
+            Deployment(
+                environment, Path(directory), processes, ("ledger", "payments"), stores=stores,
+                checkpoint_interval=None,
+            )
+        )  # fmt: skip
+        yield running, token(running.settings, ["ledger:write", "payments:write"])
 
 
 def _session(access: str) -> aiohttp.ClientSession:
@@ -142,12 +253,15 @@ async def _load(environment: Settings, access: str, rate: float, seconds: float)
 
         async def send(first: int, stop: int) -> str | None:
             del stop
-            headers = {"Idempotency-Key": f"{run}-{first}", "Prefer": f"wait={WAIT_SECONDS}"}
+            headers = {
+                "Idempotency-Key": f"{run}-{first}", "Prefer": f"wait={WAIT_SECONDS}",
+                "Content-Type": "application/json",
+            }  # fmt: skip
             try:
                 async with http.post(
-                    f"{environment.api_url}/v1/payments", json=payment(run, first), headers=headers
+                    f"{environment.api_url}/v1/payments", data=msgspec.json.encode(payment(run, first)), headers=headers
                 ) as answer:
-                    found = await answer.json(content_type=None)
+                    found = msgspec.json.decode(await answer.read())
                     what = str(found.get("status") if answer.status == 201 else f"HTTP {answer.status}")
             except (aiohttp.ClientError, TimeoutError) as error:
                 what = type(error).__name__
@@ -182,6 +296,12 @@ def _hops(environment: Settings, begin: int) -> dict[str, float]:
                 note(shard, transfer.payment_id, place, at)
     whole = [found for found in marks.values() if len(found) == len(HOPS) + 1 and found[0] >= begin]
     return {name: statistics.median(found[hop + 1] - found[hop] for found in whole) for hop, name in enumerate(HOPS)}
+
+
+def _ends(environment: Settings) -> dict[str, int]:
+    """Records so far in the topics that a payment passes."""
+    with TopicReader(environment) as reader:
+        return {topic.name: sum(reader.ends(topic)) for topic in PASSED}
 
 
 def _records(environment: Settings, topic: Topic) -> Iterator[tuple[int, int, dict[str, Any]]]:

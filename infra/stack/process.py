@@ -115,6 +115,17 @@ class ServerProcess:
                     total += _memory_bytes(member)
         return total
 
+    def cpu_seconds(self) -> float:
+        """CPU time so far of the process and its children, of those that ended too; 0 when it is not running."""
+        process = self.find()
+        total = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in [process, *process.children(recursive=True)] if process else ():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    used = member.cpu_times()
+                    total += used.user + used.system + used.children_user + used.children_system
+        return total
+
     def uptime_seconds(self) -> float | None:
         process = self.find()
         if process is None:

@@ -43,7 +43,7 @@ __all__ = ["Commands", "KafkaRelay"]
 
 DELIVERY_SECONDS: Final = 30.0
 CALL_SECONDS: Final = 15.0
-POSITION_SECONDS: Final = 0.2
+POSITION_SECONDS: Final = 1.0
 """Between two commits of the position."""
 FRAME_EVENTS: Final = 500
 """Events of a frame, at most, where the target does not ask for fewer: far below 256 KiB for every command."""

@@ -406,14 +406,16 @@ class SinkWorker:
         """Apply a batch, however often it takes; then acknowledge it."""
         self._letters_sent.clear()
         self._in_hand = {(record.partition, record.offset): record for record in batch}
-        async for attempt in _forever((StoreUnavailable, PositionMoved)):
-            with attempt:
-                if attempt.num > 1:
+        try:
+            await self._apply_once(batch)
+        except (StoreUnavailable, PositionMoved):  # a retry context costs as much as a batch of a relay
+            async for attempt in _forever((StoreUnavailable, PositionMoved)):
+                with attempt:
                     RETRIES.labels(self.sink.name).inc()
                     self.sink.discard()
                     for partition in {record.partition for record in batch}:
                         self._orders.pop(partition, None)
-                await self._apply_once(batch)
+                    await self._apply_once(batch)
         now = time.monotonic()
         for record in batch:
             assert record.verdict is not None

@@ -76,7 +76,6 @@ SOURCE_PROPERTIES: Final = {
 SINK_PROPERTIES: Final = {
     "acks": "all",
     "enable.idempotence": "true",  # keeps the order of a partition through the producer's own retries
-    "linger.ms": "0",
     "max.request.size": str(8 << 20),
 }
 
@@ -261,14 +260,18 @@ def build(
             for field in fields(FoldPolicy)
         }
     )
-    add_dataflow(environment, config, pipeline.name, pipeline.inputs[0], ShardFunction(pipeline, config, ids, policy))
+    add_dataflow(
+        environment, config, pipeline.name, pipeline.inputs[0], ShardFunction(pipeline, config, ids, policy),
+        pipeline.linger_ms,
+    )  # fmt: skip
 
 
 def add_dataflow(
-    environment: StreamExecutionEnvironment, config: Settings, name: str, topic: Topic, function: FrameFunction
-) -> None:
-    """Kafka source of ``topic`` -> ``function``, each partition on one subtask and in order -> Kafka sink. The uids of
-    the operators begin with ``name``."""
+    environment: StreamExecutionEnvironment, config: Settings, name: str, topic: Topic, function: FrameFunction,
+    linger_ms: int = 0,
+) -> None:  # fmt: skip
+    """Kafka source of ``topic`` -> ``function``, each partition on one subtask and in order -> Kafka sink, which waits
+    ``linger_ms`` milliseconds for more to send. The uids of the operators begin with ``name``."""
     jvm = get_gateway().jvm
     keys = shard_keys(topic.partitions)
     java_keys = get_gateway().new_array(jvm.int, len(keys))
@@ -291,7 +294,7 @@ def add_dataflow(
 
     sink = KafkaSink.builder().set_bootstrap_servers(config.kafka_bootstrap)
     sink.set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
-    for option, setting in SINK_PROPERTIES.items():
+    for option, setting in {**SINK_PROPERTIES, "linger.ms": str(linger_ms)}.items():
         sink.set_property(option, setting)
     sink._j_builder.setRecordSerializer(jvm.io.streambank.flink.FrameSerializationSchema())
     outputs.sink_to(sink.build()).name(f"{name} outputs").uid(f"{name}-sink")

@@ -340,7 +340,8 @@ class Pipeline:
     """One system's kernel with the topics around it. ``kernel`` names its factory as ``module:attribute``.
 
     ``replies`` is the output that answers an input frame event by event. ``max_frame_events`` bounds the events of an
-    input frame, so that its largest output stays below Kafka's record size limit of 1 MB.
+    input frame, so that its largest output stays below Kafka's record size limit of 1 MB. Output frames wait up to
+    ``linger_ms`` milliseconds for others to be sent with: worth it where frames of all shards come at the same time.
     """
 
     name: str
@@ -352,6 +353,7 @@ class Pipeline:
     shards: int
     max_frame_events: int
     doc: str
+    linger_ms: int = 0
 
 
 PIPELINES: Final[dict[str, Pipeline]] = {
@@ -409,6 +411,7 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=PAYMENTS_SHARDS,
         max_frame_events=200,
         doc="Payments: validation, limits, duplicates, and the saga over screening and ledger.",
+        linger_ms=2,
     ),
     "ledger_saga": Pipeline(
         "ledger_saga",

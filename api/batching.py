@@ -5,6 +5,10 @@ gather; they leave when it is acknowledged, when they fill a frame (events or by
 long as fewer than ``frames_in_flight`` frames are on their way. At most ``buffered_events`` wait and fly; beyond that
 `Batcher.submit` refuses, and the API answers 503.
 
+With ``gather_seconds`` the lanes leave together, in rounds that begin at least so long after each other: for topics of
+which each frame costs much on its further way, and one with ten events little more than one with a single event. A
+round that nothing waited for is skipped, so here too a lone event is sent at once.
+
 What a request may rely on:
 - its events for a shard stay together and in order, in one frame up to the frame's bounds; a longer run is cut between
   linked chains, never inside one;
@@ -110,6 +114,7 @@ class Batcher:
         frames_in_flight: int,
         linger_seconds: float,
         buffered_events: int,
+        gather_seconds: float = 0.0,
     ) -> None:
         self._codec = codec
         self._sender = sender
@@ -120,6 +125,10 @@ class Batcher:
         """Most events of a frame: the bound of count, or of bytes were every word as long as Avro allows."""
         self._frames_in_flight = frames_in_flight
         self._linger = linger_seconds
+        self._gather = gather_seconds
+        self._round: asyncio.TimerHandle | None = None
+        """Ends the round under way."""
+        self._round_begins = False
         self._buffered_limit = buffered_events
         self._buffered = 0
         self._lanes = [_Lane(shard) for shard in range(shards)]
@@ -186,7 +195,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Send what is pending without waiting for company, and return when nothing is unacknowledged."""
-        self._linger = 0.0
+        self._linger = self._gather = 0.0
         for lane in self._lanes:
             self._pump(lane)
         await self._idle.wait()
@@ -237,14 +246,35 @@ class Batcher:
                     wait = lane.oldest + self._linger - time.monotonic()
                     lane.timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._linger_over, lane)
                 return
+            if self._gather and not self._may_leave(lane):
+                return
             self._send(lane, self._cut(lane))
 
     def _ripe(self, lane: _Lane) -> bool:
-        return (
-            lane.pending_events >= self.frame_events
-            or lane.pending_bytes >= self._frame_bytes
-            or time.monotonic() - lane.oldest >= self._linger
-        )
+        return self._fills_a_frame(lane) or time.monotonic() - lane.oldest >= self._linger
+
+    def _fills_a_frame(self, lane: _Lane) -> bool:
+        return lane.pending_events >= self.frame_events or lane.pending_bytes >= self._frame_bytes
+
+    def _may_leave(self, lane: _Lane) -> bool:
+        """Whether the lane's next frame need not wait for the next round."""
+        if self._round is None:
+            self._begin_round()
+            return True
+        return self._round_begins or self._fills_a_frame(lane)
+
+    def _begin_round(self) -> None:
+        self._round = asyncio.get_running_loop().call_later(self._gather, self._round_over)
+
+    def _round_over(self) -> None:
+        self._round = None
+        if not any(lane.pending for lane in self._lanes):
+            return
+        self._begin_round()
+        self._round_begins = True
+        for lane in self._lanes:
+            self._pump(lane)
+        self._round_begins = False
 
     def _linger_over(self, lane: _Lane) -> None:
         lane.timer = None

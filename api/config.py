@@ -67,7 +67,10 @@ class ApiSettings(BaseSettings):
     store_seconds: float = Field(2, gt=0, description="Time-out of a query to Postgres or Cassandra.")
 
     payments_in_flight: int = Field(
-        64, ge=1, description="Requests of a worker that use Postgres for payments at once."
+        128, ge=1, description="Writes of payments that a worker does at once, waiting ones included; more get 503."
+    )
+    payments_gather_seconds: float = Field(
+        0.04, ge=0, description="From one round of frames with payments to the next, at least; a lone one never waits."
     )
 
     @model_validator(mode="after")

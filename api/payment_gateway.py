@@ -5,6 +5,9 @@ go to payments.commands; then it is answered, and the answer kept. Status 202 sa
 replicas. A write that waits is told where the payment came to rest, if it does in time. A repeat of a request that was
 never answered sends the stored commands again, with the same ids.
 
+A worker does at most so many writes at once; more get 503 at once and cost little: those that were taken are answered
+in time, instead of all of them late.
+
 Answers are those of HTTP, status and JSON body, whatever the protocol: that is how they are stored.
 """
 
@@ -125,7 +128,10 @@ class PaymentsGateway:
             frames_in_flight=config.frames_in_flight,
             linger_seconds=config.linger_seconds,
             buffered_events=config.buffered_events,
+            gather_seconds=config.payments_gather_seconds,
         )
+        self._under_way = 0
+        """Writes."""
         self._results = ResultReader(settings, PAYMENTS_RESULTS)
         self._watch = PaymentWatch(settings)
         self._learning: asyncio.Task[None] | None = None
@@ -163,9 +169,14 @@ class PaymentsGateway:
 
     async def write(self, write: Write) -> tuple[Answer, Allowance]:
         """Do what is asked, once; an answer that says no is one too. Raises `Problem` for what is not kept."""
+        if self._under_way >= self._config.payments_in_flight:
+            write.turn.end()
+            raise Problem("overloaded", "Too many payment requests are under way in this worker.", retry_after=1)
+        self._under_way += 1
         try:
             return await self._written(write)
         finally:
+            self._under_way -= 1
             write.turn.end()
 
     async def _written(self, write: Write) -> tuple[Answer, Allowance]:

@@ -5,18 +5,21 @@ sent. Tenant, endpoint and key belong together. A repeat gets the stored answer,
 a request still under way 409. If a worker dies, its request is taken over by the next repeat after ``LOCK_SECONDS``,
 with the commands that were stored: the same ids, so nothing is paid twice.
 
-Postgres has a breaker (after some failures it is not asked for a while) and a bulkhead (at most so many requests use
-it at once): when it is away, payments are answered 503 and everything else goes on.
+Requests that come together are recorded together, in one statement and transaction, and so are their answers: a commit
+costs Postgres and this process about as much for ten requests as for one. Each has its own outcome.
+
+Postgres has a breaker (after some failures it is not asked for a while) and a bulkhead (at most so many queries use
+it at once; of writes, see `api.payment_gateway`): when it is away, payments are answered 503 and everything else goes
+on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
@@ -24,6 +27,7 @@ from psycopg_pool import AsyncConnectionPool
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
 
+from api.gathering import Gatherer
 from api.logs import log
 from api.metrics import count
 from api.problems import Problem
@@ -36,29 +40,49 @@ LOCK_SECONDS: Final = 30
 FAILURES_TO_OPEN: Final = 3
 OPEN_SECONDS: Final = 2.0
 POOL_SIZE: Final = 8
+GATHER_SECONDS: Final = 0.01
+"""From one group of requests or answers to the next, at least."""
+Result = TypeVar("Result")
+_Identity = tuple[str, str, str]
 
+# Sorted by key, so that workers that record the same ones do not wait for each other in a circle.
 _RECORD: Final[LiteralString] = """
-WITH request AS (
+WITH asked AS (
+    SELECT * FROM unnest(
+        %(tenant)s::text[], %(endpoint)s::text[], %(key)s::text[], %(fingerprint)s::text[], %(commands)s::jsonb[],
+        %(payment_ids)s::text[], %(trace_id)s::text[], %(remote)s::text[]
+    ) AS asked (tenant, endpoint, key, fingerprint, commands, payment_ids, trace_id, remote)
+), request AS (
     INSERT INTO payment_requests (tenant, endpoint, key, fingerprint, commands, locked_until)
-    VALUES (%(tenant)s, %(endpoint)s, %(key)s, %(fingerprint)s, %(commands)s::jsonb,
-            now() + make_interval(secs => %(lock)s))
+    SELECT tenant, endpoint, key, fingerprint, commands, now() + make_interval(secs => %(lock)s) FROM asked
+    ORDER BY tenant, endpoint, key
     ON CONFLICT (tenant, endpoint, key) DO UPDATE SET locked_until = excluded.locked_until
     WHERE payment_requests.answer_status IS NULL AND payment_requests.locked_until < now()
         AND payment_requests.fingerprint = excluded.fingerprint
-    RETURNING commands
+    RETURNING tenant, endpoint, key, old.commands AS commands
 ), audit AS (
     INSERT INTO payment_audit (tenant, endpoint, key, payment_ids, trace_id, remote)
-    SELECT %(tenant)s, %(endpoint)s, %(key)s, %(payment_ids)s::numeric[], %(trace_id)s, %(remote)s FROM request
+    SELECT tenant, endpoint, key, payment_ids::numeric[], trace_id, remote
+    FROM request JOIN asked USING (tenant, endpoint, key)
 )
-SELECT commands FROM request
+SELECT tenant, endpoint, key, commands FROM request
 """
+"""``commands`` are those of an earlier request whose worker died, NULL for a new one."""
 _FIND: Final[LiteralString] = """
-SELECT fingerprint, answer_status, answer_body, answer_headers FROM payment_requests
-WHERE tenant = %(tenant)s AND endpoint = %(endpoint)s AND key = %(key)s
+SELECT tenant, endpoint, key, fingerprint, answer_status, answer_body, answer_headers
+FROM payment_requests
+JOIN unnest(%(tenant)s::text[], %(endpoint)s::text[], %(key)s::text[]) AS asked (tenant, endpoint, key)
+USING (tenant, endpoint, key)
 """
 _ANSWER: Final[LiteralString] = """
-UPDATE payment_requests SET answer_status = %(status)s, answer_body = %(body)s, answer_headers = %(headers)s::jsonb
-WHERE tenant = %(tenant)s AND endpoint = %(endpoint)s AND key = %(key)s AND answer_status IS NULL
+UPDATE payment_requests
+SET answer_status = given.status, answer_body = given.body, answer_headers = given.headers
+FROM unnest(
+    %(tenant)s::text[], %(endpoint)s::text[], %(key)s::text[], %(status)s::int[], %(body)s::bytea[],
+    %(headers)s::jsonb[]
+) AS given (tenant, endpoint, key, status, body, headers)
+WHERE payment_requests.tenant = given.tenant AND payment_requests.endpoint = given.endpoint
+    AND payment_requests.key = given.key AND answer_status IS NULL
 """
 _UNLOCK: Final[LiteralString] = """
 UPDATE payment_requests SET locked_until = '-infinity'
@@ -89,6 +113,10 @@ class Request:
     key: str
     fingerprint: str
 
+    @property
+    def identity(self) -> _Identity:
+        return self.tenant, self.endpoint, self.key
+
     def names(self) -> dict[str, str]:
         return {"tenant": self.tenant, "endpoint": self.endpoint, "key": self.key}
 
@@ -97,16 +125,34 @@ class Request:
 class Recorded:
     """``commands`` to send, or the answer that was given before (then ``status`` is not 0)."""
 
-    commands: list[dict[str, Any]]
+    commands: Sequence[dict[str, Any]]
     status: int = 0
     body: bytes = b""
     headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: Request
+    commands: Sequence[dict[str, Any]]
+    trace_id: str
+    remote: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    request: Request
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
 
 
 class PaymentStore:
     """Postgres as the gateway sees it. `open` returns at once."""
 
     def __init__(self, settings: Settings, *, timeout: float, in_flight: int) -> None:
+        self._records: Gatherer[_Asked, Recorded | Problem] = Gatherer(self._record, seconds=GATHER_SECONDS)
+        self._answers: Gatherer[_Answered, None] = Gatherer(self._answer, seconds=GATHER_SECONDS)
         self._timeout = timeout
         self._breakers = AsyncCircuitBreakerFactory(default_threshold=FAILURES_TO_OPEN, default_ttl=OPEN_SECONDS)
         self._bulkhead = asyncio.Semaphore(in_flight)
@@ -132,40 +178,72 @@ class PaymentStore:
         await self._pool.close(timeout=self._timeout)
 
     async def record(
-        self, request: Request, commands: Sequence[Mapping[str, Any]], *, trace_id: str, remote: str
+        self, request: Request, commands: Sequence[dict[str, Any]], *, trace_id: str, remote: str
     ) -> Recorded:
         """Record a request, or find what it led to. Raises `Problem` 409, 422 or 503."""
-        found = await self._rows(
-            _RECORD,
-            {
-                **request.names(), "fingerprint": request.fingerprint, "commands": json.dumps(list(commands)),
-                "lock": LOCK_SECONDS,
-                "payment_ids": [str(command["payment_id"]) for command in commands if "payment_id" in command],
-                "trace_id": trace_id, "remote": remote,
-            },
-        )  # fmt: skip
-        if found:
-            return Recorded(found[0]["commands"])
-        known = await self._rows(_FIND, request.names())
-        if known and known[0]["fingerprint"] != request.fingerprint:
-            raise Problem(
-                "idempotency-key-reused",
-                "This Idempotency-Key was used with another body; use a new key for a new request.",
-            )
-        if not known or known[0]["answer_status"] is None:
-            raise Problem(
-                "idempotency-key-in-use",
-                "A request with this Idempotency-Key is still running; its answer will be kept for a repeat.",
-                retry_after=1,
-            )
-        answer = known[0]
-        return Recorded([], answer["answer_status"], bytes(answer["answer_body"]), answer["answer_headers"])
+        asked = _Asked(request, commands, trace_id, remote)
+        recorded = await self._in_time(self._records.do(asked))
+        if isinstance(recorded, Problem):
+            raise recorded
+        return recorded
 
     async def answered(self, request: Request, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Keep the answer for repeats; raises `Problem` 503."""
-        await self._rows(
-            _ANSWER, {**request.names(), "status": status, "body": body, "headers": json.dumps(dict(headers))}
-        )
+        await self._in_time(self._answers.do(_Answered(request, status, body, headers)))
+
+    async def _in_time(self, doing: Awaitable[Result]) -> Result:
+        """The result of a group's work, which may have to wait for the group before it."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await doing
+        except TimeoutError:
+            raise _away() from None
+
+    async def _record(self, group: Sequence[_Asked]) -> list[Recorded | Problem]:
+        """Of each its commands, its answer, or what is wrong with it."""
+        newcomers: dict[_Identity, _Asked] = {}
+        for asked in group:  # a key that is there twice is the second's mistake, and one statement takes it once
+            newcomers.setdefault(asked.request.identity, asked)
+        claimed = await self._claim(list(newcomers.values()))
+        others = [asked.request for asked in group if newcomers[asked.request.identity] is not asked]
+        others += [asked.request for asked in newcomers.values() if asked.request.identity not in claimed]
+        known = {}
+        if others:
+            rows = await self._rows(_FIND, _columns([request.names() for request in others]))
+            known = {(row["tenant"], row["endpoint"], row["key"]): row for row in rows}
+        return [
+            Recorded(claimed[asked.request.identity] or asked.commands)
+            if asked.request.identity in claimed and newcomers[asked.request.identity] is asked
+            else _earlier(asked.request, known.get(asked.request.identity))
+            for asked in group
+        ]
+
+    async def _claim(self, group: Sequence[_Asked]) -> dict[_Identity, list[dict[str, Any]] | None]:
+        """Of the requests that may be done now the commands of an earlier try, None where there was none."""
+        rows = [
+            {
+                **asked.request.names(), "fingerprint": asked.request.fingerprint,
+                "commands": json.dumps(list(asked.commands)),
+                "payment_ids": _array(
+                    str(command["payment_id"]) for command in asked.commands if "payment_id" in command
+                ),
+                "trace_id": asked.trace_id, "remote": asked.remote,
+            }
+            for asked in group
+        ]  # fmt: skip
+        found = await self._rows(_RECORD, {**_columns(rows), "lock": LOCK_SECONDS})
+        return {(row["tenant"], row["endpoint"], row["key"]): row["commands"] for row in found}
+
+    async def _answer(self, group: Sequence[_Answered]) -> list[None]:
+        rows = [
+            {
+                **answered.request.names(), "status": answered.status, "body": answered.body,
+                "headers": json.dumps(dict(answered.headers)),
+            }
+            for answered in group
+        ]  # fmt: skip
+        await self._rows(_ANSWER, _columns(rows))
+        return [None] * len(group)
 
     async def unlock(self, request: Request) -> None:
         """Let a repeat send the request's commands again at once."""
@@ -173,43 +251,72 @@ class PaymentStore:
 
     async def payment(self, payment_id: int, ledger: int | None) -> dict[str, Any]:
         """A payment with its timeline; raises `Problem` 404, 409 or 503."""
-        rows = await self._rows(_PAYMENT, {"id": payment_id, "ledger": ledger})
+        rows = await self._queried(_PAYMENT, {"id": payment_id, "ledger": ledger})
         if not rows:
             raise Problem("not-found", f"There is no payment {payment_id}, or it is not visible yet.")
         if len(rows) > 1:
             ledgers = [int(row["ledger"]) for row in rows]
             raise Problem("ambiguous-id", f"The payment {payment_id} exists in ledgers {ledgers}.", ledgers=ledgers)
-        timeline = await self._rows(_TIMELINE, {"shard": rows[0]["shard"], "id": payment_id})
+        timeline = await self._queried(_TIMELINE, {"shard": rows[0]["shard"], "id": payment_id})
         return {**_plain(rows[0]), "timeline": [_plain(row) for row in timeline]}
 
     async def payments_of(self, account: int, ledger: int, since: int, until: int, limit: int) -> dict[str, Any]:
         """A page of an account's payments, newest first, with the ``until`` of the next page or null. Payments of the
         same moment, as those of a batch, are on one page: it may have more than ``limit``."""
         place = {"account": account, "ledger": ledger, "since": since, "until": until, "limit": limit}
-        rows = await self._rows(_OF_ACCOUNT, place)
+        rows = await self._queried(_OF_ACCOUNT, place)
         rows.sort(key=lambda row: (row["requested_at"], row["payment_id"]), reverse=True)
         following = int(rows[-1]["requested_at"]) - 1 if len(rows) >= limit else None
         return {"payments": [_plain(row) for row in rows], "next_until": following}
 
-    async def _rows(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        async with self._guard(), asyncio.timeout(self._timeout), self._pool.connection() as connection:
-            cursor = await connection.execute(query, parameters)
-            return await cursor.fetchall() if cursor.description else []
-
-    @asynccontextmanager
-    async def _guard(self) -> AsyncIterator[None]:
+    async def _queried(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What a query finds, if not too many ask at once."""
         if self._bulkhead.locked():
-            raise Problem("overloaded", "Too many payment requests are under way in this worker.", retry_after=1)
+            raise Problem("overloaded", "Too many queries of payments are under way in this worker.", retry_after=1)
         async with self._bulkhead:
-            try:
-                async with await self._breakers.get_breaker("postgres"):
-                    yield
-            except OpenedState:
-                raise _away() from None
-            except Exception as error:
-                count("streambank_api_store_failures", "postgres")
-                log().warning("payments store failed", error=f"{type(error).__name__}: {error}"[:500])
-                raise _away() from error
+            return await self._rows(query, parameters)
+
+    async def _rows(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        try:
+            async with (
+                await self._breakers.get_breaker("postgres"),
+                asyncio.timeout(self._timeout),
+                self._pool.connection() as connection,
+            ):
+                cursor = await connection.execute(query, parameters)
+                return await cursor.fetchall() if cursor.description else []
+        except OpenedState:
+            raise _away() from None
+        except Exception as error:
+            count("streambank_api_store_failures", "postgres")
+            log().warning("payments store failed", error=f"{type(error).__name__}: {error}"[:500])
+            raise _away() from error
+
+
+def _array(numbers: Iterable[str]) -> str:
+    """An array of numbers as Postgres reads it: those of several rows may differ in length."""
+    return f"{{{','.join(numbers)}}}"
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows with the same names as one array per name."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _earlier(request: Request, known: Mapping[str, Any] | None) -> Recorded | Problem:
+    """The answer to a request whose key is taken, or why there is none."""
+    if known is not None and known["fingerprint"] != request.fingerprint:
+        return Problem(
+            "idempotency-key-reused",
+            "This Idempotency-Key was used with another body; use a new key for a new request.",
+        )
+    if known is None or known["answer_status"] is None:
+        return Problem(
+            "idempotency-key-in-use",
+            "A request with this Idempotency-Key is still running; its answer will be kept for a repeat.",
+            retry_after=1,
+        )
+    return Recorded([], known["answer_status"], bytes(known["answer_body"]), known["answer_headers"])
 
 
 def _away() -> Problem:

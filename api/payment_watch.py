@@ -26,7 +26,11 @@ from pipelines.wire import unwrap
 
 __all__ = ["PaymentWatch", "rests"]
 
-_ID: Final = codec_of(PAYMENTS_EVENTS.name).event_type("PaymentChanged").field("payment_id").word
+_CODEC: Final = codec_of(PAYMENTS_EVENTS.name)
+_CHANGED: Final = _CODEC.event_type("PaymentChanged")
+_ID: Final = _CHANGED.field("payment_id").word
+_ASKS: Final = _CHANGED.field("asks").word
+_LOW: Final = 2**64 - 1
 _SETTLED: Final = frozenset(status.name for status in SETTLED)
 Changes = asyncio.Queue[dict[str, Any]]
 
@@ -51,7 +55,8 @@ class PaymentWatch(ResultReader):
 
     @contextmanager
     def watching(self, payment_id: int) -> Iterator[Changes]:
-        """A queue of the payment's events, of each frame the last one, from now on."""
+        """A queue of the payment's events after which nothing is asked for, of each frame the last one if it is such a
+        one, from now on."""
         changes: Changes = asyncio.Queue()
         self._watched.setdefault(payment_id, []).append(changes)
         try:
@@ -77,13 +82,13 @@ class PaymentWatch(ResultReader):
             self._loop.call_soon_threadsafe(self._tell, frame.events)
 
     def _tell(self, events: Events) -> None:
-        ids = events.rows[:, _ID].view(np.uint64) if len(events) else ()
-        wanted = {payment_id & 2**64 - 1 for payment_id in self._watched}
-        rows = [index for index, low in enumerate(np.asarray(ids).tolist()) if low in wanted]
+        wanted = {(payment_id & _LOW, payment_id >> 64) for payment_id in self._watched}
+        pairs = zip(*events.rows[:, _ID : _ID + 2].view(np.uint64).T.tolist(), strict=True) if len(events) else ()
+        newest = {pair: index for index, pair in enumerate(pairs) if pair in wanted}
+        rows = [index for index in newest.values() if not events.rows[index, _ASKS]]
         if not rows:
             return
         chosen = Events(np.ascontiguousarray(events.rows[rows]), events.heap)
-        newest = {int(event["payment_id"]): event for event in render_events(codec_of(PAYMENTS_EVENTS.name), chosen)}
-        for payment_id, event in newest.items():
-            for changes in self._watched.get(payment_id, ()):
+        for event in render_events(_CODEC, chosen):
+            for changes in self._watched.get(int(event["payment_id"]), ()):
                 changes.put_nowait(event)

@@ -16,7 +16,6 @@ import httpx
 import psycopg
 import pytest
 
-from api.config import ApiSettings
 from api.proto import payments_pb2 as pb
 from api.proto.payments_pb2_grpc import TransactionServiceStub
 from infra import topics
@@ -38,6 +37,7 @@ LEDGER, SCREENED_LEDGER = 700, 701
 PAYER, PAYEE = 2**100 + 10, 11
 DAY = 86_400_000_000
 WAIT = 30
+IN_FLIGHT = 32
 Metadata = list[tuple[str, str]]
 
 
@@ -52,7 +52,14 @@ def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (
         running_system(environment, "payments"),
         running(environment, "postgres-payments", directory / "sink.log"),
-        running_api(environment, directory / "api", workers=1, grpc_port=GRPC_PORT, wait_seconds=WAIT) as server,
+        running_api(
+            environment,
+            directory / "api",
+            workers=1,
+            grpc_port=GRPC_PORT,
+            wait_seconds=WAIT,
+            payments_in_flight=IN_FLIGHT,
+        ) as server,  # fmt: skip
     ):
         yield server
 
@@ -341,14 +348,13 @@ def test_a_store_that_hangs_is_left_alone_and_holds_up_payments_only(api: ApiSer
             return pay() == "store-unavailable" and failures() == before
 
         assert pay() == ""
-        in_flight = ApiSettings().payments_in_flight
         with (
             psycopg.connect(postgres_conninfo(api.environment)) as owner,
-            ThreadPoolExecutor(in_flight + 8) as clients,
+            ThreadPoolExecutor(IN_FLIGHT + 8) as clients,
         ):
             owner.execute("LOCK TABLE payment_requests IN ACCESS EXCLUSIVE MODE")
             # the bulkhead: so many wait for the store, the others are told at once
-            answers = set(clients.map(pay, range(in_flight + 8)))
+            answers = set(clients.map(pay, range(IN_FLIGHT + 8)))
             assert answers <= {"store-unavailable", "overloaded"}
             assert "overloaded" in answers
             # the breaker: after some failures it is not even asked

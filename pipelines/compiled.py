@@ -55,8 +55,12 @@ def prefetch(_typing: Any, array: Any, index: Any, offset: Any) -> Any:
 
 
 def source_digest(package_file: str, *modules: ModuleType) -> str:
-    """32 hexadecimal digits over all sources of the package of ``package_file`` and of further ``modules``."""
-    files = {*Path(package_file).parent.glob("*.py"), *(Path(str(module.__file__)) for module in modules)}
+    """32 hexadecimal digits over all sources of the package of ``package_file``, of further ``modules`` and of this."""
+    files = {
+        Path(__file__),
+        *Path(package_file).parent.glob("*.py"),
+        *(Path(str(module.__file__)) for module in modules),
+    }
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())

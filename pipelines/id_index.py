@@ -26,7 +26,7 @@ from pipelines.pages import reserve
 
 __all__ = [
     "BURNED", "NOT_FOUND", "IdIndex", "fetch", "find", "find_likely", "find_place", "insert", "insert_at", "new_index",
-    "peek", "rebuild", "remove",
+    "rebuild", "remove",
 ]  # fmt: skip
 
 NOT_FOUND: Final = -1
@@ -166,17 +166,9 @@ def _place(words: Any, checks: Any, base: Any, word: Any, check: Any) -> None:
 
 
 @compiled_inline
-def peek(index: Any, lo: Any, hi: Any) -> Any:
-    """The word at which the search for an id starts: read ahead of time, so that many of them are on their way from
-    memory together instead of one after another."""
-    tag = _hash(lo, hi) >> _HALF
-    segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
-    return index.words[np.uint64(segment * SEGMENT) + (tag & _POSITION_BITS)]
-
-
-@compiled_inline
 def fetch(index: Any, lo: Any, hi: Any) -> None:
-    """As `peek`, but without waiting for the words."""
+    """Have the words at which the search for an id starts brought into the cache, without waiting for them: so many of
+    them are on their way from memory together instead of one after another."""
     tag = _hash(lo, hi) >> _HALF
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
     place = segment * SEGMENT + np.int64(tag & _POSITION_BITS)

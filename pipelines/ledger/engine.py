@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import expiry
-from pipelines.compiled import compiled, compiled_inline
-from pipelines.id_index import BURNED, IdIndex, find, insert, peek, remove
+from pipelines.compiled import compiled, compiled_inline, prefetch
+from pipelines.id_index import BURNED, IdIndex, fetch, find, insert, remove
 from pipelines.ledger.records import AccountFlags, PendingStatus, TransferFlags
 from pipelines.ledger.results import AccountResultCode as A
 from pipelines.ledger.results import TransferResultCode as T
@@ -128,7 +128,7 @@ class LedgerArrays(NamedTuple):
     queues: NDArray[np.int64]
     drift: NDArray[np.uint64]
     """What debits moved more than credits in this frame, and whether a stored transfer's account is missing; both 0,
-    or an invariant is broken. The third word has no meaning."""
+    or an invariant is broken."""
     accounts_ahead: NDArray[np.int64]
     """Slots of the debit and credit account of the next `READ_AHEAD` commands, negative where there is none."""
     sources: NDArray[np.void]
@@ -874,14 +874,13 @@ def _stage_a(
 
 @compiled
 def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
-    """Look up the accounts of the next transfers, and bring what they will need into the cache: what one transfer
-    needs does not wait for another's, so many reads are on their way from memory together."""
-    seen = np.uint64(0)
+    """Look up the accounts of the next transfers, and have what they will need brought into the cache: what one
+    transfer needs does not wait for another's, so many reads are on their way from memory together."""
     for i in range(first, end):
         command = commands[i]
-        seen ^= peek(state.transfer_index, command.id_lo, command.id_hi)
-        seen ^= peek(state.account_index, command.debit_account_id_lo, command.debit_account_id_hi)
-        seen ^= peek(state.account_index, command.credit_account_id_lo, command.credit_account_id_hi)
+        fetch(state.transfer_index, command.id_lo, command.id_hi)
+        fetch(state.account_index, command.debit_account_id_lo, command.debit_account_id_hi)
+        fetch(state.account_index, command.credit_account_id_lo, command.credit_account_id_hi)
     for i in range(first, end):
         command = commands[i]
         debit_slot = _account_slot(state, command.debit_account_id_lo, command.debit_account_id_hi)
@@ -889,12 +888,8 @@ def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
         state.accounts_ahead[i - first, 0] = debit_slot
         state.accounts_ahead[i - first, 1] = credit_slot
         # a record is two cache lines; the look-up read the first
-        if debit_slot >= 0:
-            seen ^= state.accounts[debit_slot].credits_posted_lo
-        if credit_slot >= 0:
-            seen ^= state.accounts[credit_slot].credits_posted_lo
-    # kept, or the compiler would leave the reads out
-    state.drift[2] = seen
+        prefetch(state.accounts, debit_slot, 64)
+        prefetch(state.accounts, credit_slot, 64)
 
 
 @compiled

@@ -114,7 +114,7 @@ class LedgerKernel:
             expiries=pages.reserve(np.int64, 2 * max_transfers).reshape(max_transfers, 2),
             announcements=pages.reserve(np.int64, max_transfers),
             queues=np.zeros(3, np.int64),
-            drift=np.zeros(3, np.uint64),
+            drift=np.zeros(2, np.uint64),
             accounts_ahead=np.zeros((engine.READ_AHEAD, 2), np.int64),
             sources=_SOURCES,
         )

@@ -9,7 +9,6 @@ export UV_PYTHON_DOWNLOADS := never
 # tests/conftest.py.
 PYTEST := .venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Processes of the stack come and go; where bytecode may not be written, each would compile everything again.
-export UV_COMPILE_BYTECODE := 1
 unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .streambank/uv/bin/uv)
 STREAMBANK := .venv/bin/streambank

@@ -37,10 +37,8 @@ def read_venue_copy(files: Iterable[Path], instruments: Mapping[str, Instrument]
             kind = message.get(150)
             if message.type != "8" or kind not in (_TRADE, _CORRECT, _CANCEL):
                 continue
-            order, execution = (
-                message.get(37),
-                message.get(17)[:MAX_ID],
-            )  # OrderID stays, ClOrdID changes with a replace
+            # OrderID stays, ClOrdID changes with a replace
+            order, execution = message.get(37), message.get(17)[:MAX_ID]
             if kind != _TRADE:
                 trades.pop((order, message.get(19)[:MAX_ID]), None)
             if kind != _CANCEL:

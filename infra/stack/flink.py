@@ -151,7 +151,7 @@ class Flink(Server):
         return self.directory / "conf"
 
     def environment(self) -> dict[str, str | None]:
-        """Environment for Flink's scripts and for PyFlink clients of this cluster."""
+        """Environment of Flink's processes and of its clients."""
         return {
             "FLINK_HOME": str(self.flink_home),
             "FLINK_CONF_DIR": str(self.configuration_directory),

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if servers & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.stack)
     items.sort(key=lambda item: item.get_closest_marker("stack") is None)
+    shared = [name for name, times in Counter(item.nodeid for item in items).items() if times > 1]
+    if shared:
+        raise pytest.UsageError(f"of tests that share an id only one would run side by side with others: {shared}")
 
 
 @pytest.fixture

@@ -50,6 +50,13 @@ class Settings(BaseSettings):
         "",
         description="Put before every topic and consumer group, so that several environments share a broker.",
     )
+    consumer_session_seconds: float = Field(
+        15.0,
+        ge=6.0,
+        le=60.0,
+        description="After so long without a word the broker gives a dead sink's or notifier's partitions to another; "
+        "brokers allow no less than 6.",
+    )
     postgres_database: str = Field("streambank", description="Database of the projections.")
     postgres_user: str = Field("postgres", description="Role of the projections' owner.")
     valkey_database: int = Field(0, ge=0, le=63, description="Number of the Valkey database.")

@@ -182,8 +182,8 @@ class SinkWorker:
             topic_allow_declare=False,
             consumer_auto_offset_reset="earliest",
             broker_commit_interval=self.options.commit_interval_seconds,
-            broker_session_timeout=15.0,
-            broker_heartbeat_interval=3.0,
+            broker_session_timeout=self.settings.consumer_session_seconds,
+            broker_heartbeat_interval=self.settings.consumer_session_seconds / 5,
             stream_buffer_maxsize=self.options.queue_records,
             stream_wait_empty=False,  # a batch in flight may outlast a rebalance; the store's position arbitrates
             producer_max_request_size=1_048_576,

@@ -64,10 +64,15 @@ def private_settings(directory: Path) -> Settings:
     """Settings of a stack of its own in a directory, on free ports; jars are shared with the clone's.
 
     Servers that live for minutes never earn back what the second compiler and a parallel collector cost: almost half of
-    their start.
+    their start. Consumers are killed often, and all wait until the broker has noticed.
     """
     ports = dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True))
-    own = {"home": settings().home, "data_dir": directory, "jvm_options": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+    own = {
+        "home": settings().home,
+        "data_dir": directory,
+        "jvm_options": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "consumer_session_seconds": 6,
+    }
     return Settings.model_validate({**own, **ports})
 
 

@@ -102,6 +102,7 @@ CASE_ROUTES: Final = (
 )
 MAX_FORM_BYTES: Final = 8192
 MAX_METADATA_BYTES: Final = 128 << 10
+WRITTEN_TOPICS: Final = (FRAUD_TRANSACTIONS, LEDGER_COMMANDS, MATCHING_COMMANDS, LEDGER_CROSS_COMMANDS)
 REGISTRY_RETRY_SECONDS: Final = 1.0
 START_PATIENCE_SECONDS: Final = 5.0
 """How long a starting worker waits for Kafka and registry before it serves without them."""
@@ -290,7 +291,7 @@ class Worker:
         said = ""
         while None in (self.sender.schema_id, self.trading.sender.schema_id, self.cross_transfers.sender.schema_id):
             try:
-                found = await asyncio.to_thread(schema_ids, self.settings)
+                found = await asyncio.to_thread(schema_ids, WRITTEN_TOPICS, self.settings)
                 self.cases.sender.schema_id = found[FRAUD_TRANSACTIONS.name]
                 self.sender.schema_id = found[LEDGER_COMMANDS.name]
                 self.trading.sender.schema_id = found[MATCHING_COMMANDS.name]

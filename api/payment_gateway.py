@@ -159,7 +159,7 @@ class PaymentsGateway:
     async def _learn_schema_id(self) -> None:
         while self._sender.schema_id is None:
             try:
-                found = await asyncio.to_thread(schema_ids, self._settings)
+                found = await asyncio.to_thread(schema_ids, [PAYMENTS_COMMANDS], self._settings)
                 self._sender.schema_id = found[PAYMENTS_COMMANDS.name]
             except (StreambankError, KeyError) as error:
                 log().warning("payments: the schema id is not known yet", error=str(error))

@@ -143,7 +143,7 @@ def _kernel() -> None:
     config = settings()
     warm = InProcess(PIPELINES["ledger"])
     warm.apply_frame(Frame(LEDGER_COMMANDS.name, 0, 0, 0, None, Events(codec_of(LEDGER_COMMANDS.name).new_rows(1))))
-    ledger = InProcess(PIPELINES["ledger"], schema_ids(config))
+    ledger = InProcess(PIPELINES["ledger"], schema_ids(PIPELINES["ledger"].outputs, config))
     consumer = Consumer({"bootstrap.servers": config.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
     producer = Producer({"bootstrap.servers": config.kafka_bootstrap, "linger.ms": 0, "log_level": 0})
     name = config.kafka_topic(LEDGER_COMMANDS.name)

@@ -193,7 +193,7 @@ class FrameLoad(threading.Thread):
         self._seed = seed
         self._gate = gate
         self._topic = config.kafka_topic(LEDGER_COMMANDS.name)
-        self._schema_id = schema_ids(config)[LEDGER_COMMANDS.name]
+        self._schema_id = schema_ids([LEDGER_COMMANDS], config)[LEDGER_COMMANDS.name]
         self._in_flight = 0
         self._producer: Any = Producer(
             {

@@ -188,7 +188,7 @@ class Messages:
         one frame, such as a hold and its capture, stay together."""
         relay = load_sink(name)(self.settings)
         assert isinstance(relay, KafkaRelay)
-        codec, ids = codec_of(relay.topic.name), schema_ids(self.settings)
+        codec, ids = codec_of(relay.topic.name), schema_ids(relay.targets, self.settings)
         commands: list[Commands] = []
         with TopicReader(self.settings) as reader:
             for shard, offset in _positions(self.settings, relay).items():

@@ -77,7 +77,9 @@ def submit(submission: Submission, config: Settings | None = None) -> Job:
     it fails at its start, `SchemaNotRegistered` when an output could not be written.
     """
     config = config or settings()
-    schema_ids(config)  # what the job file needs first; here its absence is a plain message
+    if (system := PIPELINES.get(submission.file.stem) or SERVICES.get(submission.file.stem)) is not None:
+        # what the job file needs first; here its absence is a plain message
+        schema_ids((*system.outputs, system.dead_letters), config)
     with FlinkRest(config) as flink:
         running = [job for job in flink.jobs() if job.name == submission.name and not job.is_terminal]
         if running:

@@ -11,6 +11,7 @@ not know a schema, `SchemaIncompatible` when it refuses one.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,7 +20,7 @@ import httpx
 
 from infra.compatibility import compatibility_level
 from infra.settings import Settings, settings
-from pipelines.catalogue import TOPICS, Topic
+from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
 
 __all__ = [
@@ -161,13 +162,13 @@ def register(topic: Topic, config: Settings | None = None) -> int:
         return registry.register(topic)
 
 
-def schema_ids(config: Settings | None = None) -> dict[str, int]:
-    """The ids of the current schemas of all catalogue topics, by logical topic name.
+def schema_ids(topics: Iterable[Topic], config: Settings | None = None) -> dict[str, int]:
+    """The ids of these topics' current schemas, by logical topic name.
 
     Raises `SchemaNotRegistered` when one is missing: a producer must not write with an id that readers cannot look up.
     """
     with SchemaRegistry(config) as registry:
-        return {topic.name: registry.schema_id(topic) for topic in TOPICS.values()}
+        return {topic.name: registry.schema_id(topic) for topic in topics}
 
 
 def writer_schema(schema_id: int, config: Settings | None = None) -> dict[str, Any]:

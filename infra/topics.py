@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -86,20 +86,24 @@ def plan(
     config = config or settings()
     _check_replication(replication_factor, min_insync_replicas)
     with _admin(config) as admin:
-        return _plan(admin, config, replication_factor, min_insync_replicas)
+        return _plan(admin, config, tuple(TOPICS.values()), replication_factor, min_insync_replicas)
 
 
 def apply(
-    config: Settings | None = None, *, replication_factor: int = 1, min_insync_replicas: int = 1
+    config: Settings | None = None,
+    *,
+    only: Sequence[Topic] = tuple(TOPICS.values()),
+    replication_factor: int = 1,
+    min_insync_replicas: int = 1,
 ) -> list[TopicPlan]:
-    """Carry out the plan and wait until every new partition has a leader; returns the plan that was carried out.
+    """Carry out the plan for these topics and wait until every new partition has a leader; returns what was done.
 
     Raises `TopicError` before changing anything when a topic contradicts the catalogue.
     """
     config = config or settings()
     _check_replication(replication_factor, min_insync_replicas)
     with _admin(config) as admin:
-        plans = _plan(admin, config, replication_factor, min_insync_replicas)
+        plans = _plan(admin, config, only, replication_factor, min_insync_replicas)
         refused = [entry for entry in plans if entry.refused]
         if refused:
             raise TopicError("; ".join(f"{entry.name}: {entry.refused}" for entry in refused))
@@ -128,9 +132,9 @@ def apply(
             failed = {name: answer for name, answer in answers["topic"].items() if answer != "OK"}
             if failed:
                 raise TopicError("; ".join(f"{name}: {answer}" for name, answer in failed.items()))
-            _wait_in_effect(admin, config, replication_factor, min_insync_replicas)
+            _wait_in_effect(admin, config, only, replication_factor, min_insync_replicas)
         keys = ProducerKeys(config)
-        for topic in TOPICS.values():
+        for topic in only:
             if topic.producers:
                 # what lies there already was written before anybody had a key
                 keys.require(topic, topic.producers, _ends(admin, config.kafka_topic(topic.name), topic.partitions))
@@ -169,15 +173,17 @@ def states(config: Settings | None = None) -> list[TopicState]:
         return found
 
 
-def _plan(admin: Any, config: Settings, replication_factor: int, min_insync_replicas: int) -> list[TopicPlan]:
+def _plan(
+    admin: Any, config: Settings, only: Sequence[Topic], replication_factor: int, min_insync_replicas: int
+) -> list[TopicPlan]:
     partitions = _partition_counts(admin, config)
-    present = [topic for topic in TOPICS.values() if config.kafka_topic(topic.name) in partitions]
+    present = [topic for topic in only if config.kafka_topic(topic.name) in partitions]
     current: dict[str, dict[str, Any]] = {}
     if present:
         resources = [ConfigResource(ConfigResourceType.TOPIC, config.kafka_topic(topic.name)) for topic in present]
         current = admin.describe_configs(resources, config_filter="all")["topic"]
     plans = []
-    for topic in TOPICS.values():
+    for topic in only:
         name = config.kafka_topic(topic.name)
         wanted = topic_config(topic, min_insync_replicas)
         replicas = partitions.get(name)
@@ -204,10 +210,12 @@ def _plan(admin: Any, config: Settings, replication_factor: int, min_insync_repl
     return plans
 
 
-def _wait_in_effect(admin: Any, config: Settings, replication_factor: int, min_insync_replicas: int) -> None:
+def _wait_in_effect(
+    admin: Any, config: Settings, only: Sequence[Topic], replication_factor: int, min_insync_replicas: int
+) -> None:
     """The controller acknowledges a change before the brokers show it."""
     deadline = time.monotonic() + TIMEOUT_MS / 1000
-    while any(entry.changes for entry in _plan(admin, config, replication_factor, min_insync_replicas)):
+    while any(entry.changes for entry in _plan(admin, config, only, replication_factor, min_insync_replicas)):
         if time.monotonic() > deadline:
             raise TopicError(f"Kafka accepted the changes but does not show them after {TIMEOUT_MS // 1000} s")
         time.sleep(0.05)

@@ -304,7 +304,7 @@ def run(pipeline: Pipeline) -> None:
     """Submit a pipeline as a detached job; what a job file calls. The job's name is the pipeline's."""
     config = settings()
     environment = StreamExecutionEnvironment.get_execution_environment()
-    build(pipeline, environment, config, schema_ids(config))
+    build(pipeline, environment, config, schema_ids((*pipeline.outputs, pipeline.dead_letters), config))
     environment.execute_async(config.kafka_topic(pipeline.name))
 
 

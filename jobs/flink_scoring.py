@@ -196,6 +196,7 @@ def run() -> None:
     config = settings()
     environment = StreamExecutionEnvironment.get_execution_environment()
     configure(SERVICE.name, environment, config)
-    function = ScoringFunction(config, schema_ids(config), ScoringSettings().policy())
+    ids = schema_ids((*SERVICE.outputs, SERVICE.dead_letters), config)
+    function = ScoringFunction(config, ids, ScoringSettings().policy())
     add_dataflow(environment, config, SERVICE.name, FRAUD_FEATURES, function)
     environment.execute_async(config.kafka_topic(SERVICE.name))

@@ -299,7 +299,7 @@ def _verify_shard(
     figures: Counter[str],
     found: Verification,
 ) -> None:
-    shard = Shard(LEDGER, number, schema_ids(config), registry_reader(config))
+    shard = Shard(LEDGER, number, schema_ids(LEDGER.outputs, config), registry_reader(config))
     kernel = cast(LedgerKernel, shard.kernel)
     hashes: dict[str, list[bytes]] = {LEDGER_RESULTS.name: [], LEDGER_EVENTS.name: []}
     applied: list[Frame] = []

@@ -396,7 +396,7 @@ class _KafkaFrames:
     def __init__(self, config: Settings, progress: LoadProgress) -> None:
         self._topic = config.kafka_topic(LEDGER_COMMANDS.name)
         self._signer = FrameSigner(config, LEDGER_COMMANDS, "load")
-        self._schema_id = schema_ids(config)[LEDGER_COMMANDS.name]
+        self._schema_id = schema_ids([LEDGER_COMMANDS], config)[LEDGER_COMMANDS.name]
         self._codec = codec_of(LEDGER_COMMANDS.name)
         self._progress = progress
         self._in_flight = threading.BoundedSemaphore(FRAMES_IN_FLIGHT)

@@ -175,7 +175,7 @@ class _Wire:
 
     def __init__(self, config: Settings) -> None:
         self._topic = config.kafka_topic(FRAUD_TRANSACTIONS.name)
-        self._schema_id = schema_ids(config)[FRAUD_TRANSACTIONS.name]
+        self._schema_id = schema_ids([FRAUD_TRANSACTIONS], config)[FRAUD_TRANSACTIONS.name]
         self._codec, self._decisions = codec_of(FRAUD_TRANSACTIONS.name), codec_of(FRAUD_DECISIONS.name)
         self._producer = make_producer(config, "load", KAFKA_SECONDS)
         self._consumer: Any = Consumer(

@@ -208,7 +208,7 @@ class FixProcess:
         said = ""
         while not self._stop.is_set():
             try:
-                ids = await asyncio.to_thread(schema_ids, self.settings)
+                ids = await asyncio.to_thread(schema_ids, [MATCHING_COMMANDS], self.settings)
                 self._log_ends |= await asyncio.to_thread(self._ends, MATCHING_COMMANDS)
                 known = self.store.places()
                 if len(known) < MATCHING_SHARDS:

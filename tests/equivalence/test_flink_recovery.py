@@ -11,8 +11,9 @@ from infra.flink_jobs import LATEST, savepoint_directory
 from infra.flink_rest import FlinkRest
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_RESULTS, PIPELINES
 from tests.support.counter_kernel import COUNTER
-from tests.support.flink_job import LEDGER_JOB, caught_up, end, provision, running, start
+from tests.support.flink_job import LEDGER_JOB, caught_up, end, running, start
 from tests.support.frame_log import count, expected, ledger_log, produce, random_log
+from tests.support.provision import provision
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -56,7 +57,7 @@ def wait_for_results(environment, frames):
 
 
 def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     log = random_log(SHARDS, 2400, seed=1, schema_id=schema_ids[LEDGER_COMMANDS.name])
     wanted = expected(COUNTER, log, schema_ids)
     job = start(environment, parallelism=2)
@@ -83,7 +84,7 @@ def test_kills_leave_no_trace_in_the_outputs(kafka, registry, flink, environment
 
 def test_the_ledger_writes_the_same_bytes_as_in_process_at_any_parallelism(kafka, registry, flink, environment):
     """1 -> 3 -> 1 by savepoints, with commands of every kind in between."""
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     log = ledger_log(600, seed=2, schema_id=schema_ids[LEDGER_COMMANDS.name])
     state = None
     with FlinkRest(environment) as rest:
@@ -107,7 +108,7 @@ def test_the_ledger_writes_the_same_bytes_as_in_process_at_any_parallelism(kafka
 
 
 def test_a_job_without_savepoint_rebuilds_its_state_from_the_log(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     log = random_log(SHARDS, 100, seed=3, schema_id=schema_ids[LEDGER_COMMANDS.name])
     produce(environment, LEDGER_COMMANDS.name, log[:60])
     with running(environment):

@@ -10,8 +10,9 @@ from infra.flink_rest import FlinkRest
 from infra.settings import PROJECT_ROOT
 from jobs.inprocess import InProcess
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, PIPELINES
-from tests.support.flink_job import caught_up, end, provision, start
+from tests.support.flink_job import caught_up, end, start
 from tests.support.frame_log import Record, ledger_log, produce
+from tests.support.provision import provision
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
@@ -20,7 +21,7 @@ TOTALS_JOB = PROJECT_ROOT / "jobs" / "ledger_totals.py"
 
 
 def test_totals_are_those_of_an_undisturbed_run(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     ledger = InProcess(PIPELINES["ledger"], schema_ids)
     events = [
         Record(output.shard, output.value)

@@ -16,8 +16,9 @@ from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
 from pipelines.fraud.records import DAY
 from pipelines.wire import wrap
-from tests.support.flink_job import caught_up, end, provision, start
+from tests.support.flink_job import caught_up, end, start
 from tests.support.frame_log import Record, count, expected, produce
+from tests.support.provision import provision
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -47,7 +48,7 @@ def portfolios(schema_id: int) -> list[Record]:
 
 
 def test_flink_makes_the_features_of_one_process(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "fraud")
     log = portfolios(schema_ids[FRAUD_TRANSACTIONS.name])
     wanted = expected(FRAUD, log, schema_ids)
     assert sum(map(len, wanted.values())) == 2 * len(log)

@@ -24,8 +24,9 @@ from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
 from pipelines.ledger_saga.legs import cross_transfer_shard
 from pipelines.wire import unwrap, wrap
-from tests.support.flink_job import FAST, LEDGER_JOB, provision, running
+from tests.support.flink_job import FAST, LEDGER_JOB, running
 from tests.support.frame_log import Record, count, deduplicate, produce, written
+from tests.support.provision import provision
 from tests.support.sinks import SinkProcess
 from tests.support.waiting import wait_until
 
@@ -98,7 +99,7 @@ def _phases(environment: Settings) -> dict[int, str]:
 def test_killed_at_every_step_no_money_is_created_lost_or_stuck(
     kafka: object, registry: object, flink: Flink, environment: Settings, tmp_path: Path
 ) -> None:
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     relays: list[SinkProcess] = []
 
     def size(topic: Topic) -> int:

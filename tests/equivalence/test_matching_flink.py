@@ -19,9 +19,10 @@ from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Events, Frame
 from pipelines.matching.kernel import MatchingKernel
 from pipelines.wire import unwrap, wrap
-from tests.support.flink_job import caught_up, end, provision, start
+from tests.support.flink_job import caught_up, end, start
 from tests.support.frame_log import Record, count, expected, produce
 from tests.support.matching_frames import amend, cancel, new
+from tests.support.provision import provision
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
@@ -116,7 +117,7 @@ def orders(schema_id: int) -> list[Record]:
 
 
 def test_flink_matches_as_one_process_does(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "matching")
     log = orders(schema_ids[MATCHING_COMMANDS.name])
     wanted = expected(MATCHING, log, schema_ids)
     assert sum(len(frames) for (topic, _), frames in wanted.items() if topic == MATCHING_REPORTS.name) >= len(log)

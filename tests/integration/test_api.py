@@ -19,9 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from infra import topics
 from infra.migrations import migrate_cassandra, migrate_postgres
-from infra.registry import register
 from infra.settings import Settings
 from infra.stack.valkey import Valkey
 from infra.stores import cassandra_session
@@ -35,6 +33,7 @@ from tests.support.api_server import (
     running_ledger,
     write,
 )
+from tests.support.provision import provision
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
 
@@ -44,9 +43,7 @@ pytestmark = pytest.mark.stack
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     migrate_postgres(environment)
     return environment
 

@@ -15,12 +15,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from infra import topics
-from infra.registry import register
 from infra.settings import Settings
 from infra.stack.kafka import Kafka
-from pipelines.catalogue import TOPICS
 from tests.support.api_server import ApiServer, accounts, frames_in_topic, running_api, write
+from tests.support.provision import provision
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
 
@@ -32,9 +30,7 @@ WRITERS = 4
 @pytest.fixture
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     return environment
 
 

@@ -17,14 +17,13 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from api.card_keeper import CardKeeper
-from infra import topics
 from infra.migrations import migrate_postgres
-from infra.registry import register
 from infra.settings import Settings
 from infra.stores import API_ROLE, SINK_ROLE, VAULT_KEEPER_ROLE, VAULT_ROLE, postgres_conninfo
 from pipelines.card_numbers import luhn_valid
 from pipelines.catalogue import TOPICS
 from tests.support.api_server import ApiServer, accounts, running_api, write
+from tests.support.provision import provision
 from tests.support.stack import PrivateStack, variables
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
@@ -44,9 +43,7 @@ def numbers(count: int, start: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     migrate_postgres(environment)
     return environment
 

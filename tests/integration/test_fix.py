@@ -19,16 +19,15 @@ import pytest
 from api.fix.definitions import Definitions
 from api.fix.store import Store
 from api.fix.wire import Framer, Message, encode, encode_body, format_time
-from infra import topics
 from infra.certificates import make_certificates
-from infra.registry import register
 from infra.settings import Settings
-from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, TOPICS
+from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.trading.routing import shard_of
 from tests.support.api_server import frames_in_topic, running_system
+from tests.support.provision import provision
 from tests.support.quickfix import Counterparty, Fix
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
@@ -84,9 +83,7 @@ class FixGateway:
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Iterator[Settings]:
     environment = stack.environment("kafka", "registry")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment, "matching")
     with running_system(environment, "matching"):
         yield environment
 

@@ -14,8 +14,9 @@ from infra.registry import writer_schema
 from jobs.dead_letters import decode_letters
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_DEAD_LETTERS, LEDGER_EVENTS
 from tests.support.counter_kernel import BREAK_CODE, COUNTER
-from tests.support.flink_job import NO_RESTART, caught_up, end, provision, running, start
+from tests.support.flink_job import NO_RESTART, caught_up, end, running, start
 from tests.support.frame_log import Record, count, expected, produce, random_log, transfers, written
+from tests.support.provision import provision
 from tests.support.stack import variables
 from tests.support.waiting import wait_until
 
@@ -34,7 +35,7 @@ def streambank(environment, *arguments):
 
 
 def test_bad_records_are_set_aside_and_the_good_ones_around_them_are_applied(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     own = schema_ids[LEDGER_COMMANDS.name]
     good = random_log(COUNTER.shards, 40, seed=4, schema_id=own)
     body = transfers(1, [1, 2, 3], 99, schema_id=own).value
@@ -83,7 +84,7 @@ def test_bad_records_are_set_aside_and_the_good_ones_around_them_are_applied(kaf
 
 
 def test_a_broken_invariant_ends_the_job_and_shows_its_traceback(kafka, registry, flink, environment):
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "ledger")
     own = schema_ids[LEDGER_COMMANDS.name]
     log = random_log(COUNTER.shards, 20, seed=5, schema_id=own)
     job = start(environment)  # with restarts: a broken invariant must end the job all the same
@@ -114,7 +115,7 @@ def test_the_commands_of_an_operator(kafka, registry, flink, environment):
     assert "run `streambank schemas register`" in unregistered.stderr
     assert "org.apache.flink" not in unregistered.stderr
 
-    provision(environment)
+    provision(environment, "ledger")
     name = environment.kafka_topic("ledger")
     try:
         submitted = streambank(environment, "submit", "ledger", "--checkpoint-interval", "300 ms")
@@ -155,7 +156,7 @@ def test_a_clear_error_for_a_job_that_never_was(kafka, registry, flink, environm
         latest_state("never", environment)
     with FlinkRest(environment) as rest, pytest.raises(JobNotFound, match="no job 'never'"):
         rest.job("never")
-    provision(environment)
+    provision(environment, "ledger")
     with pytest.raises(SubmitError, match="the Flink client failed"):
         start(environment, from_savepoint="file:/nowhere")
 

@@ -23,7 +23,8 @@ from pipelines.fraud.alerts import MICROS_PER_DAY, alert_id
 from pipelines.fraud.decisions import Scores, UnknownPolicy, UnknownReason, decide
 from pipelines.fraud.rules import DEFAULT_RULES
 from tests.support.api_server import running_api
-from tests.support.fraud_scoring import all_frames, prepare_fraud, records_of
+from tests.support.fraud_scoring import all_frames, records_of
+from tests.support.provision import provision
 from tests.support.sinks import running, send
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
@@ -61,7 +62,7 @@ def decisions(
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
-    prepare_fraud(environment)
+    provision(environment)
     migrate_postgres(environment)
     return environment
 

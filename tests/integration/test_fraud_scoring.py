@@ -42,12 +42,12 @@ from tests.support.fraud_scoring import (
     all_frames,
     decided,
     feature_frames,
-    prepare_fraud,
     records_of,
     rescored,
     scoring,
     two_models,
 )
+from tests.support.provision import provision
 from tests.support.sinks import send
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
@@ -81,7 +81,7 @@ def registry(data: FraudDataset, tmp_path_factory: pytest.TempPathFactory) -> Re
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry")
-    prepare_fraud(environment)
+    provision(environment, "fraud")
     return environment
 
 
@@ -326,7 +326,7 @@ def test_the_flink_job_and_the_scorer_make_the_same_decisions_of_a_log(
     environment = stack.environment("kafka", "registry", "flink").model_copy(
         update={"mlflow_tracking_uri": registry.tracking_uri}
     )
-    prepare_fraud(environment)
+    provision(environment, "fraud")
     server.mode = "pass"
     rules = tmp_path / "rules.json"
     rules.write_text(json.dumps(RULES))
@@ -428,7 +428,7 @@ def test_a_killed_scorer_leaves_no_gap_and_no_second_decision(
 ) -> None:
     """Upstream repeats frames, the scorer is killed twice on the way and goes on with the model in its process."""
     environment = stack.environment("kafka", "registry")
-    prepare_fraud(environment)
+    provision(environment, "fraud")
     server.mode = "pass"
     patient = {"deadline_ms": "20000"}  # a busy machine must not be taken for a server that does not answer
     log = tmp_path / "scorer.log"
@@ -489,7 +489,7 @@ def test_transactions_over_http_are_decided_and_labels_meet_them(
     stack: PrivateStack, server: FaultyModelServer, tmp_path: Path
 ) -> None:
     environment = stack.environment("kafka", "registry", "valkey")
-    prepare_fraud(environment)
+    provision(environment)
     server.mode = "pass"
     transactions, labels = "/v1/card-transactions", "/v1/fraud-labels"
     with (

@@ -41,7 +41,7 @@ def log() -> EventLog:
 def environment(stack: PrivateStack, log: EventLog) -> Settings:
     """The log in Kafka and, but for its last two frames, in Postgres."""
     environment = stack.environment("kafka", "registry", "postgres")
-    sinks.prepare(environment, "postgres")
+    sinks.prepare(environment, "postgres", "ledger")
     sinks.send(environment, sinks.registered(environment, log.records))
     asyncio.run(project(environment, EventLog(log.records[:-2])))
     return environment
@@ -71,7 +71,7 @@ def test_topic_and_its_export_have_the_same_whole_chain(environment: Settings, l
 
 def test_break_in_the_topic_is_named_by_the_command(stack: PrivateStack, environment: Settings, log: EventLog) -> None:
     other = environment.model_copy(update={"topic_prefix": environment.topic_prefix + "broken."})
-    sinks.prepare(other, "postgres")
+    sinks.prepare(other, "postgres", "ledger")
     records = sinks.registered(other, log.records)
     sinks.send(other, [record for number, record in enumerate(records) if number != LEDGER_SHARDS + 1])
     done = command(other, "verify", "--json", "-")
@@ -102,7 +102,7 @@ def test_rebuild_from_a_snapshot_reads_only_what_came_since(
     stack: PrivateStack, log: EventLog, owner: psycopg.Connection[Any]
 ) -> None:
     other = stack.environment("kafka", "registry", "postgres")
-    sinks.prepare(other, "postgres")
+    sinks.prepare(other, "postgres", "ledger")
     sinks.send(other, sinks.registered(other, log.records))
     early, late = len(log.records) // 2, len(log.records) - 2
     asyncio.run(project(other, EventLog(log.records[:early])))

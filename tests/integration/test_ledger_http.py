@@ -28,11 +28,10 @@ from api.client import (
 )
 from api.proto import ledger_pb2 as pb
 from api.proto.ledger_pb2_grpc import LedgerServiceStub
-from infra import topics
 from infra.migrations import migrate_postgres
-from infra.registry import register, schema_ids
+from infra.registry import schema_ids
 from infra.settings import PROJECT_ROOT, Settings
-from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_SHARDS, TOPICS
+from pipelines.catalogue import LEDGER_CROSS_COMMANDS, LEDGER_SHARDS
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
@@ -40,6 +39,7 @@ from pipelines.ledger_saga.legs import Step, cross_transfer_shard, leg_id
 from pipelines.wire import wrap
 from tests.support.api_server import ApiServer, running_api, running_ledger, running_system, write
 from tests.support.ledger_model import BALANCES
+from tests.support.provision import provision
 from tests.support.sinks import running, send
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
@@ -57,9 +57,7 @@ GRPC_PORT = free_ports(1)[0]
 def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """Ledger and Postgres sink run behind it, and the ledger's clock stands still."""
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     migrate_postgres(environment)
     directory = tmp_path_factory.mktemp("http")
     with (
@@ -322,7 +320,7 @@ def refuse_legs(environment: Settings, identity: int) -> None:
     ]
     shard = cross_transfer_shard(identity)
     frame = Frame(LEDGER_CROSS_COMMANDS.name, shard, 0, NOW, None, parse_events(codec, answers))
-    schema_id = schema_ids(environment)[LEDGER_CROSS_COMMANDS.name]
+    schema_id = schema_ids([LEDGER_CROSS_COMMANDS], environment)[LEDGER_CROSS_COMMANDS.name]
     send(environment, [(shard, wrap(schema_id, codec.encode(frame)))], LEDGER_CROSS_COMMANDS.name)
 
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import topics
 from infra.cli.load import local_credentials
-from infra.registry import register
 from infra.settings import Settings
 from infra.stack.kafka import Kafka
 from infra.stack.registry import Registry
@@ -29,6 +27,7 @@ from pipelines.event_json import render_events
 from pipelines.shard import Shard
 from pipelines.wire import unwrap
 from tests.support.api_server import running_api
+from tests.support.provision import provision
 from tests.support.stack import STREAMBANK, variables
 
 pytestmark = pytest.mark.stack
@@ -41,9 +40,7 @@ def plan() -> LoadPlan:
 
 @pytest.fixture
 def provisioned(kafka: Kafka, registry: Registry, environment: Settings) -> Settings:
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     return environment
 
 

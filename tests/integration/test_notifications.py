@@ -12,14 +12,12 @@ import httpx
 import psycopg
 import pytest
 
-from infra import topics
 from infra.migrations import migrate_postgres
-from infra.registry import register
 from infra.settings import Settings
 from infra.stores import API_ROLE, NOTIFIER_ROLE, postgres_conninfo
 from jobs.dead_letter_queue import DeadLetterQueue
 from jobs.topic_reader import TopicReader
-from pipelines.catalogue import NOTIFICATION_DELIVERIES, NOTIFICATION_SHARDS, TOPICS
+from pipelines.catalogue import NOTIFICATION_DELIVERIES, NOTIFICATION_SHARDS
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.notifications import notification_request
@@ -34,6 +32,7 @@ from tests.support.notifications import (
     running_mail_server,
     running_receiver,
 )
+from tests.support.provision import provision
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
 
@@ -48,9 +47,7 @@ def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "postgres", "valkey").model_copy(
         update={"webhook_allowed_networks": "127.0.0.1/32", "webhook_allow_http": True}
     )
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     migrate_postgres(environment)
     return environment
 

@@ -18,14 +18,13 @@ import pytest
 
 from api.proto import payments_pb2 as pb
 from api.proto.payments_pb2_grpc import TransactionServiceStub
-from infra import topics
 from infra.migrations import migrate_postgres
-from infra.registry import register
 from infra.settings import Settings
 from infra.stores import API_ROLE, postgres_conninfo
 from jobs.payments_clock import send_command
-from pipelines.catalogue import PAYMENTS_COMMANDS, PAYMENTS_SHARDS, TOPICS
+from pipelines.catalogue import PAYMENTS_COMMANDS, PAYMENTS_SHARDS
 from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system
+from tests.support.provision import provision
 from tests.support.sinks import running
 from tests.support.stack import PrivateStack, free_ports
 from tests.support.waiting import wait_until
@@ -44,9 +43,7 @@ Metadata = list[tuple[str, str]]
 @pytest.fixture(scope="module")
 def api(stack: PrivateStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     environment = stack.environment("kafka", "registry", "postgres", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     migrate_postgres(environment)
     directory = tmp_path_factory.mktemp("payments")
     with (

@@ -14,12 +14,11 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
-from infra import topics
 from infra.producer_keys import FrameSigner
-from infra.registry import register, schema_ids
+from infra.registry import schema_ids
 from infra.settings import Settings
 from jobs.inprocess import InProcess
-from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, PIPELINES, TOPICS
+from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, PIPELINES
 from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
@@ -28,6 +27,7 @@ from pipelines.trading.routing import shard_of
 from pipelines.wire import wrap
 from tests.integration.test_fix import STREAMBANK, FixGateway, limit, logged_on, report
 from tests.support.api_server import frames_in_topic, running_system
+from tests.support.provision import provision
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.venue import Venue
 from tests.support.waiting import wait_until
@@ -83,13 +83,11 @@ class Router:
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Iterator[Settings]:
     environment = stack.environment("kafka", "registry")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment, "matching")
     with running_system(environment, "matching"):
         codec = codec_of(MATCHING_COMMANDS.name)
         frame = Frame(MATCHING_COMMANDS.name, SHARD, 0, 1, "definitions", parse_events(codec, DEFINITIONS))
-        value = wrap(schema_ids(environment)[codec.topic], codec.encode(frame))
+        value = wrap(schema_ids([MATCHING_COMMANDS], environment)[codec.topic], codec.encode(frame))
         producer = Producer({"bootstrap.servers": environment.kafka_bootstrap})
         headers = FrameSigner(environment, MATCHING_COMMANDS, "api").headers(SHARD, value)
         producer.produce(environment.kafka_topic(codec.topic), value, str(SHARD).encode(), SHARD, headers=headers)

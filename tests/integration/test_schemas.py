@@ -58,10 +58,10 @@ CHANGED = _ChangedTopic(**{field.name: getattr(LEDGER_COMMANDS, field.name) for 
 
 def test_register_is_idempotent_and_ids_resolve_to_the_same_schema(registry: Registry, environment: Settings) -> None:
     with pytest.raises(SchemaNotRegistered, match="streambank schemas register"):
-        schema_ids(environment)
+        schema_ids(TOPICS.values(), environment)
     first = {topic.name: register(topic, environment) for topic in TOPICS.values()}
     assert {topic.name: register(topic, environment) for topic in TOPICS.values()} == first
-    assert schema_ids(environment) == first
+    assert schema_ids(TOPICS.values(), environment) == first
     assert len(set(first.values())) == len(TOPICS)
     for topic in TOPICS.values():
         # with every attribute that the codec needs: flags, minimum, maximum, logical types
@@ -86,7 +86,7 @@ def test_unknown_ids_and_a_missing_registry_are_clear_errors(registry: Registry,
         writer_schema(2_000_000_000, environment)
     nobody = environment.model_copy(update={"registry_port": 9})
     with pytest.raises(RegistryError, match="streambank up"):
-        schema_ids(nobody)
+        schema_ids(TOPICS.values(), nobody)
 
 
 def test_schemas_survive_a_restart_of_the_registry(registry: Registry, environment: Settings) -> None:
@@ -94,7 +94,7 @@ def test_schemas_survive_a_restart_of_the_registry(registry: Registry, environme
     registry.stop()
     registry.start()
     registry.wait_healthy()
-    assert schema_ids(environment) == before
+    assert schema_ids(TOPICS.values(), environment) == before
 
 
 def test_cli_registers_and_checks(registry: Registry, environment: Settings) -> None:

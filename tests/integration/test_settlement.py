@@ -34,8 +34,9 @@ from pipelines.event_json import parse_events, render_events
 from pipelines.frames import Frame
 from pipelines.trading.routing import shard_of
 from pipelines.wire import unwrap, wrap
-from tests.support.flink_job import FAST, caught_up, end, provision, start
+from tests.support.flink_job import FAST, caught_up, end, start
 from tests.support.frame_log import Record, count, expected, produce
+from tests.support.provision import provision
 from tests.support.sinks import everything, running, send
 from tests.support.stack import PrivateStack
 from tests.support.waiting import wait_until
@@ -141,7 +142,7 @@ def test_each_trade_settles_once_whatever_is_killed(stack: PrivateStack, tmp_pat
     plan = tmp_path / "settlement.json"
     plan.write_text(json.dumps(PLAN))
     environment = stack.environment("kafka", "registry").model_copy(update={"settlement_file": plan})
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "matching", "ledger")
     records, trades = traded(orders_of_a_lively_market(schema_ids), schema_ids)
     assert len(trades) > 300
     half = len(records) // 2
@@ -165,7 +166,7 @@ def test_a_matching_job_that_dies_between_trade_and_settlement_settles_once(
     plan.write_text(json.dumps(PLAN))
     environment = stack.environment("kafka", "registry", "flink").model_copy(update={"settlement_file": plan})
     flink = stack.get(Flink)
-    schema_ids = provision(environment)
+    schema_ids = provision(environment, "matching", "ledger")
     commands = orders_of_a_lively_market(schema_ids)
     wanted = expected(MATCHING, commands, schema_ids)
     _, trades = traded(commands, schema_ids)

@@ -59,7 +59,7 @@ def destination() -> str:
 @pytest.fixture
 def environment(stack: PrivateStack, destination: str) -> Settings:
     environment = stack.environment("kafka", "registry", destination)
-    prepare(environment, destination)
+    prepare(environment, destination, "ledger")
     return environment
 
 

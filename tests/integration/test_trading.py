@@ -17,12 +17,11 @@ import pytest
 
 from api.proto import trading_pb2 as pb
 from api.proto.trading_pb2_grpc import TradingServiceStub
-from infra import topics
-from infra.registry import register
 from infra.settings import Settings
-from pipelines.catalogue import MATCHING_COMMANDS, TOPICS
+from pipelines.catalogue import MATCHING_COMMANDS
 from pipelines.trading.routing import shard_of
 from tests.support.api_server import ApiServer, frames_in_topic, running_api, running_system, write
+from tests.support.provision import provision
 from tests.support.sinks import running
 from tests.support.stack import PrivateStack, free_ports, variables
 from tests.support.waiting import wait_until
@@ -36,9 +35,7 @@ SCOPES = ("orders:write", "orders:read", "orders:admin")
 @pytest.fixture(scope="module")
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "valkey")
-    topics.apply(environment)
-    for topic in TOPICS.values():
-        register(topic, environment)
+    provision(environment)
     return environment
 
 

@@ -32,7 +32,7 @@ def _load(environment: Settings) -> list[OutputRecord]:
     plan = plan_load(simulate(customers=60, terminals=500, days=6), run=5)
     load_kafka(plan, environment, Pace(batch=20), LoadProgress(len(plan.payments)))
     pipeline = PIPELINES["ledger"]
-    ids = schema_ids(environment)
+    ids = schema_ids(PIPELINES["ledger"].outputs, environment)
     outputs: list[OutputRecord] = []
     with TopicReader(environment) as reader:
         for number in range(pipeline.shards):
@@ -92,7 +92,7 @@ def test_topics_are_compared_with_the_replay(
     change: Callable[[list[OutputRecord]], list[OutputRecord]],
     failed: list[str],
 ) -> None:
-    sinks.prepare(environment, "postgres")
+    sinks.prepare(environment, "postgres", "ledger")
     outputs = _load(environment)
     _send(environment, change(outputs))
     found = verify(environment, sinks=())
@@ -107,7 +107,7 @@ def test_topics_are_compared_with_the_replay(
 def test_postgres_is_compared_row_for_row(
     kafka: Kafka, registry: Registry, postgres: Postgres, environment: Settings, tmp_path: Path
 ) -> None:
-    sinks.prepare(environment, "postgres")
+    sinks.prepare(environment, "postgres", "ledger")
     _send(environment, _load(environment))
     with sinks.running(environment, "postgres", tmp_path / "sink.log") as sink:
         backlog = wait_drained(environment, 120, sinks=("postgres",))

@@ -168,7 +168,7 @@ def running_system(environment: Settings, system: str, produced_at: int | None =
         consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
         producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
         try:
-            kernels = InProcess(pipeline, schema_ids(environment))
+            kernels = InProcess(pipeline, schema_ids(pipeline.outputs, environment))
             verifier = FrameVerifier(environment, commands)
             name = environment.kafka_topic(commands.name)
             consumer.assign([TopicPartition(name, partition, 0) for partition in range(commands.partitions)])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
-from infra import registry, topics
 from infra.flink_jobs import Submission, submit
 from infra.flink_rest import FlinkRest, Job
 from infra.settings import PROJECT_ROOT, Settings
-from pipelines.catalogue import TOPICS, Pipeline
+from pipelines.catalogue import Pipeline
 from tests.support.frame_log import Outputs, check, written
 from tests.support.waiting import wait_until
 
@@ -29,12 +28,6 @@ FAST = {
 }
 """Options of test jobs: checkpoints and folds often, so that a kill meets all kinds of states; quick restarts."""
 NO_RESTART = {**FAST, "restart-strategy.type": "none"}
-
-
-def provision(environment: Settings) -> dict[str, int]:
-    """Make the environment's topics and schemas; returns the schema ids by topic."""
-    topics.apply(environment)
-    return {topic.name: registry.register(topic, environment) for topic in TOPICS.values()}
 
 
 def start(

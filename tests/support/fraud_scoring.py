@@ -20,7 +20,6 @@ from aiohttp import web
 from confluent_kafka import Consumer, TopicPartition
 from numpy.typing import NDArray
 
-from infra import topics
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.fraud_backtest import numbered_frames
@@ -200,14 +199,6 @@ class ScorerProcess:
             if line.split("{")[0].split(" ")[0] == name
             and all(f'{key}="{value}"' in line for key, value in labels.items())
         )
-
-
-def prepare_fraud(environment: Settings) -> None:
-    """Schemas and topics."""
-    with SchemaRegistry(environment) as registry:
-        for topic in TOPICS.values():
-            registry.register(topic)
-    topics.apply(environment)
 
 
 def feature_frames(vectors: NDArray[np.void], shards: int, events: int) -> list[Frame]:

@@ -18,26 +18,23 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from infra import topics
 from infra.migrations import migrate_cassandra, migrate_postgres
 from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
 from infra.stores import API_ROLE, cassandra_session, postgres_conninfo
 from jobs.dead_letters import LetterPlace, decode_letters
-from pipelines.catalogue import LEDGER_DEAD_LETTERS, LEDGER_EVENTS, TOPICS, Topic
+from pipelines.catalogue import LEDGER_DEAD_LETTERS, LEDGER_EVENTS, Topic
 from pipelines.wire import unwrap, wrap
 from tests.support.ledger_events import EventLog
+from tests.support.provision import provision
 from tests.support.stack import free_ports, variables
 
 Record = tuple[int, bytes | None]
 
 
-def prepare(environment: Settings, destination: str) -> None:
-    """Schemas, topics and the destination's tables."""
-    with SchemaRegistry(environment) as registry:
-        for topic in TOPICS.values():
-            registry.register(topic)
-    topics.apply(environment)
+def prepare(environment: Settings, destination: str, *systems: str) -> None:
+    """Schemas and topics of these systems, or of all, and the destination's tables."""
+    provision(environment, *systems)
     if destination == "postgres":
         migrate_postgres(environment)
     else:

@@ -40,8 +40,8 @@ lint: $(SYNCED) ## Style, types and import contracts.
 test-unit: compile ## The tests that start no server.
 	$(PYTEST) -m 'not stack'
 
-test: setup ## Everything.
-	@$(MAKE) --no-print-directory -j2 lint compile
+test: $(SYNCED) ## Everything.
+	@$(MAKE) --no-print-directory -j3 setup lint compile
 	$(PYTEST) --durations=20
 
 contract: setup compile ## Many requests of every operation of the OpenAPI document, some minutes.

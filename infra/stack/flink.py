@@ -159,7 +159,6 @@ class Flink(Server):
             "FLINK_OPT_DIR": str(self.flink_home / "opt"),
             "FLINK_PLUGINS_DIR": str(self.flink_home / "plugins"),
             "FLINK_LOG_DIR": str(self.directory),
-            "FLINK_PID_DIR": str(self.directory / "pids"),
             "JAVA_HOME": str(java_home()),
             # The interpreter inside a TaskManager takes its packages from the first python3 on the path.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -211,7 +210,7 @@ class Flink(Server):
     def prepare(self) -> None:
         if not (self.flink_home / "bin" / "flink").exists():
             raise PrerequisiteError(f"flink: {self.flink_home} is not set up; run: streambank setup")
-        for directory in ("conf", "pids", "tmp", "uploads"):
+        for directory in ("conf", "tmp", "uploads"):
             (self.directory / directory).mkdir(parents=True, exist_ok=True)
         for storage in (self.settings.checkpoints_dir, self.settings.savepoints_dir):
             storage.mkdir(parents=True, exist_ok=True)

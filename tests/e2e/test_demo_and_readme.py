@@ -1,4 +1,10 @@
-"""`streambank demo`, as a newcomer runs it: it works, also after an interrupted one, and leaves nothing running."""
+"""What a newcomer meets: `streambank demo` works, also after an interrupted one; every command of the README runs on
+the system that it keeps running; and it leaves nothing.
+
+The README's blocks marked ``sh`` run in one shell in the order of the page, so that a later one may use what an earlier
+one set. Only the addresses of the local stack are replaced by those of the test's; `make demo` and `make test` are
+steps of CI.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,20 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from infra.settings import Settings
+from infra.settings import PROJECT_ROOT, Settings
 from infra.stack.stack import Stack
 from tests.support.stack import STREAMBANK, private_settings, variables, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 
 PAYMENTS_PER_SECOND = 300
+README = PROJECT_ROOT / "README.md"
+BLOCK = re.compile(r"^```sh( background)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +40,14 @@ def _start(environment: Settings, log: Path, *arguments: str) -> subprocess.Pope
         return subprocess.Popen(
             [STREAMBANK, "demo", "--rate", str(PAYMENTS_PER_SECOND), *arguments],
             env=variables(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
         )
 
 
 def _left(environment: Settings) -> list[str]:
-    """Command lines of processes that still work on this demo's data directory."""
+    """Command lines of processes that work on this demo's data directory."""
     marks = (str(environment.data_dir), f"STREAMBANK_DATA_DIR={environment.data_dir}")
     found = []
     for process in psutil.process_iter():
@@ -47,7 +56,7 @@ def _left(environment: Settings) -> list[str]:
         try:
             command = " ".join(process.cmdline())
             if marks[0] in command or process.environ().get("STREAMBANK_DATA_DIR") == str(environment.data_dir):
-                found.append(f"{process.pid} {command[:200]}")
+                found.append(f"{process.pid} {command}")
         except psutil.Error:
             continue
     return found
@@ -55,11 +64,11 @@ def _left(environment: Settings) -> list[str]:
 
 def _interrupt(environment: Settings, log: Path, said: str, by: signal.Signals) -> None:
     """Start a demo and end it with a signal as soon as its output matches ``said``."""
-    demo = _start(environment, log, "--seconds", "60")
-    wait_until(lambda: re.search(said, log.read_text()) or demo.poll() is not None, 600, f"the demo says {said!r}")
-    assert demo.poll() is None, log.read_text()
-    demo.send_signal(by)
-    assert demo.wait(180) == 130, log.read_text()
+    with _start(environment, log, "--seconds", "60") as demo:
+        wait_until(lambda: re.search(said, log.read_text()) or demo.poll() is not None, 600, f"the demo says {said!r}")
+        assert demo.poll() is None, log.read_text()
+        demo.send_signal(by)
+        assert demo.wait(180) == 130, log.read_text()
     assert "Stopped" in log.read_text()
 
 
@@ -71,15 +80,27 @@ def test_an_interrupt_while_servers_start_stops_what_the_demo_started(environmen
     assert _left(environment) == []
 
 
-def test_the_demo_goes_on_from_the_state_of_one_that_was_interrupted(environment: Settings, tmp_path: Path) -> None:
+def test_the_demo_goes_on_from_an_interrupted_one_and_the_readme_goes_on_from_it(
+    environment: Settings, tmp_path: Path
+) -> None:
     _interrupt(environment, tmp_path / "load.log", r": [1-9][0-9,]* of [0-9,]+ payments accepted", signal.SIGTERM)
     assert _left(environment) == []
     log, figures = tmp_path / "whole.log", tmp_path / "whole.json"
-    demo = _start(environment, log, "--seconds", "8", "--json", str(figures))
-    assert demo.wait(900) == 0, log.read_text()
+    demo = _start(environment, log, "--seconds", "8", "--json", str(figures), "--keep")
+    try:
+        wait_until(lambda: "still running" in log.read_text() or demo.poll() is not None, 900, "the demo has run")
+        assert demo.poll() is None, log.read_text()
+        _check_report(json.loads(figures.read_text()), log.read_text())
+        _run_readme(environment, tmp_path)
+    finally:
+        demo.communicate(b"\n", timeout=180)
+    assert demo.returncode == 0, log.read_text()
     assert _left(environment) == []
-    report = json.loads(figures.read_text())
-    assert report["verification"]["ok"] is True, log.read_text()
+    assert "Stopped." in log.read_text()
+
+
+def _check_report(report: dict[str, Any], text: str) -> None:
+    assert report["verification"]["ok"] is True, text
     assert report["load"]["acknowledged_events"] == report["load"]["sent_events"]
     assert report["load"]["failed_events"] == 0
     assert set(report["latency_ms"]) == {"result", "postgres", "cassandra"}
@@ -87,7 +108,31 @@ def test_the_demo_goes_on_from_the_state_of_one_that_was_interrupted(environment
     assert found["postgres transfers"] > 0
     assert found["refused"] > 0
     assert found["repeated commands (exists)"] > 0, "the interrupted demo had opened the same accounts"
-    text = log.read_text()
-    for shown in ("events accepted", "rows: postgres transfers", "API docs", "Flink", "Stopped."):
+    for shown in ("events accepted", "rows: postgres transfers", "API docs", "Flink"):
         assert shown in text
     assert "Traceback" not in text
+
+
+def _run_readme(environment: Settings, directory: Path) -> None:
+    blocks = [(bool(background), body) for background, body in BLOCK.findall(README.read_text(encoding="utf-8"))]
+    running = _left(environment)
+    for command in (line for background, body in blocks if background for line in body.splitlines()):
+        arguments = command.removeprefix("streambank ")
+        assert any(line.endswith(f" {arguments}") for line in running), f"{command} does not run: {running}"
+    script = "set -eu -o pipefail\n" + "\n".join(body for background, body in blocks if not background)
+    script = script.replace("http://127.0.0.1:8080", environment.api_url).replace("/tmp/", f"{directory}/")  # noqa: S108
+    script = script.replace("streambank submit ledger\n", "")  # the demo has; a second one is refused
+    done = subprocess.run(
+        ["bash", "-x", "-c", script],
+        cwd=PROJECT_ROOT,
+        env={**variables(environment), "COLUMNS": "200", "PATH": os.environ["PATH"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    out = done.stdout
+    assert out.count('"created"') >= 4, out  # two accounts and a transfer through the api, and the replayed ones
+    assert '"credits_posted":1250' in out.replace(" ", ""), out

@@ -14,7 +14,6 @@ import pytest
 
 from infra.settings import Settings
 from infra.stack.cassandra import Cassandra
-from infra.stack.kafka import Kafka
 from infra.stack.postgres import Postgres
 from infra.stack.server import Server
 from infra.stores import cassandra_session, postgres_conninfo
@@ -220,20 +219,6 @@ def _share(sinks: dict[SinkProcess, int]) -> int:
     for sink in sinks:
         sinks[sink] = len(sink.health()[1]["partitions"])
     return sum(sinks.values())
-
-
-def test_kafka_dies_and_comes_back(
-    environment: Settings, destination: str, logs: list[EventLog], sink_log: Path, kafka: Kafka
-) -> None:
-    with running(environment, destination, sink_log, max_batch_events="60") as sink:
-        send(environment, registered(environment, joined(*logs[:2]).records))
-        wait_until(lambda: stored(environment, destination)[1], PATIENCE, "first rows")
-        kafka.kill()
-        kafka.start()
-        kafka.wait_healthy(PATIENCE)
-        send(environment, registered(environment, logs[2].records))
-        holds(environment, destination, joined(*logs[:3]), sink)
-        assert sink.stop() == 0
 
 
 def test_a_gap_stops_the_sink_before_it_is_passed(

@@ -5,9 +5,8 @@ gather; they leave when it is acknowledged, when they fill a frame (events or by
 long as fewer than ``frames_in_flight`` frames are on their way. At most ``buffered_events`` wait and fly; beyond that
 `Batcher.submit` refuses, and the API answers 503.
 
-With ``gather_seconds`` the lanes leave together, in rounds that begin at least so long after each other: for topics of
-which each frame costs much on its further way, and one with ten events little more than one with a single event. A
-round that nothing waited for is skipped, so here too a lone event is sent at once.
+With ``together`` the lanes are looked at once the event loop has done what it is about to do: runs that were submitted
+one right after the other, as those of requests that were recorded together, leave in one frame per shard.
 
 What a request may rely on:
 - its events for a shard stay together and in order, in one frame up to the frame's bounds; a longer run is cut between
@@ -114,7 +113,7 @@ class Batcher:
         frames_in_flight: int,
         linger_seconds: float,
         buffered_events: int,
-        gather_seconds: float = 0.0,
+        together: bool = False,
     ) -> None:
         self._codec = codec
         self._sender = sender
@@ -125,10 +124,9 @@ class Batcher:
         """Most events of a frame: the bound of count, or of bytes were every word as long as Avro allows."""
         self._frames_in_flight = frames_in_flight
         self._linger = linger_seconds
-        self._gather = gather_seconds
-        self._round: asyncio.TimerHandle | None = None
-        """Ends the round under way."""
-        self._round_begins = False
+        self._together = together
+        self._leaving = False
+        """The lanes will be looked at soon."""
         self._buffered_limit = buffered_events
         self._buffered = 0
         self._lanes = [_Lane(shard) for shard in range(shards)]
@@ -179,8 +177,17 @@ class Batcher:
             lane.pending_events += len(run.events)
             lane.pending_bytes += self._bytes_of(run)
         self._count_buffered(events)
-        for shard in {run.shard for run in runs}:
-            self._pump(self._lanes[shard])
+        if not self._together:
+            for shard in {run.shard for run in runs}:
+                self._pump(self._lanes[shard])
+        elif not self._leaving:
+            self._leaving = True
+            asyncio.get_running_loop().call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        for lane in self._lanes:
+            self._pump(lane)
 
     async def room(self, seconds: float) -> None:
         """Wait until half of the buffer is free; raises `BufferFull` after ``seconds``."""
@@ -195,9 +202,8 @@ class Batcher:
 
     async def drain(self) -> None:
         """Send what is pending without waiting for company, and return when nothing is unacknowledged."""
-        self._linger = self._gather = 0.0
-        for lane in self._lanes:
-            self._pump(lane)
+        self._linger = 0.0
+        self._leave()
         await self._idle.wait()
 
     def _flagged(self, rows: Rows, bits: dict[int, int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -246,35 +252,14 @@ class Batcher:
                     wait = lane.oldest + self._linger - time.monotonic()
                     lane.timer = asyncio.get_running_loop().call_later(max(0.0, wait), self._linger_over, lane)
                 return
-            if self._gather and not self._may_leave(lane):
-                return
             self._send(lane, self._cut(lane))
 
     def _ripe(self, lane: _Lane) -> bool:
-        return self._fills_a_frame(lane) or time.monotonic() - lane.oldest >= self._linger
-
-    def _fills_a_frame(self, lane: _Lane) -> bool:
-        return lane.pending_events >= self.frame_events or lane.pending_bytes >= self._frame_bytes
-
-    def _may_leave(self, lane: _Lane) -> bool:
-        """Whether the lane's next frame need not wait for the next round."""
-        if self._round is None:
-            self._begin_round()
-            return True
-        return self._round_begins or self._fills_a_frame(lane)
-
-    def _begin_round(self) -> None:
-        self._round = asyncio.get_running_loop().call_later(self._gather, self._round_over)
-
-    def _round_over(self) -> None:
-        self._round = None
-        if not any(lane.pending for lane in self._lanes):
-            return
-        self._begin_round()
-        self._round_begins = True
-        for lane in self._lanes:
-            self._pump(lane)
-        self._round_begins = False
+        return (
+            lane.pending_events >= self.frame_events
+            or lane.pending_bytes >= self._frame_bytes
+            or time.monotonic() - lane.oldest >= self._linger
+        )
 
     def _linger_over(self, lane: _Lane) -> None:
         lane.timer = None

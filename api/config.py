@@ -70,7 +70,7 @@ class ApiSettings(BaseSettings):
         128, ge=1, description="Writes of payments that a worker does at once, waiting ones included; more get 503."
     )
     payments_gather_seconds: float = Field(
-        0.04, ge=0, description="From one round of frames with payments to the next, at least; a lone one never waits."
+        0.08, ge=0, description="From one round of payments to the next, at least; a lone one never waits."
     )
 
     @model_validator(mode="after")

@@ -117,7 +117,10 @@ class PaymentsGateway:
         self._settings = settings
         self._config = config
         self._limiter = limiter
-        self._store = PaymentStore(settings, timeout=config.store_seconds, in_flight=config.payments_in_flight)
+        self._store = PaymentStore(
+            settings, timeout=config.store_seconds, in_flight=config.payments_in_flight,
+            gather_seconds=config.payments_gather_seconds,
+        )  # fmt: skip
         self._sender = KafkaSender(settings, PAYMENTS_COMMANDS, config.delivery_seconds)
         self._batcher = Batcher(
             _CODEC,
@@ -128,7 +131,7 @@ class PaymentsGateway:
             frames_in_flight=config.frames_in_flight,
             linger_seconds=config.linger_seconds,
             buffered_events=config.buffered_events,
-            gather_seconds=config.payments_gather_seconds,
+            together=True,
         )
         self._under_way = 0
         """Writes."""

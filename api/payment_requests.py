@@ -40,8 +40,8 @@ LOCK_SECONDS: Final = 30
 FAILURES_TO_OPEN: Final = 3
 OPEN_SECONDS: Final = 2.0
 POOL_SIZE: Final = 8
-GATHER_SECONDS: Final = 0.01
-"""From one group of requests or answers to the next, at least."""
+ANSWERS_GATHER_SECONDS: Final = 0.02
+"""From one group of answers to the next, at least: those of a round of requests come one shard after the other."""
 Result = TypeVar("Result")
 _Identity = tuple[str, str, str]
 
@@ -150,9 +150,9 @@ class _Answered:
 class PaymentStore:
     """Postgres as the gateway sees it. `open` returns at once."""
 
-    def __init__(self, settings: Settings, *, timeout: float, in_flight: int) -> None:
-        self._records: Gatherer[_Asked, Recorded | Problem] = Gatherer(self._record, seconds=GATHER_SECONDS)
-        self._answers: Gatherer[_Answered, None] = Gatherer(self._answer, seconds=GATHER_SECONDS)
+    def __init__(self, settings: Settings, *, timeout: float, in_flight: int, gather_seconds: float) -> None:
+        self._records: Gatherer[_Asked, Recorded | Problem] = Gatherer(self._record, seconds=gather_seconds)
+        self._answers: Gatherer[_Answered, None] = Gatherer(self._answer, seconds=ANSWERS_GATHER_SECONDS)
         self._timeout = timeout
         self._breakers = AsyncCircuitBreakerFactory(default_threshold=FAILURES_TO_OPEN, default_ttl=OPEN_SECONDS)
         self._bulkhead = asyncio.Semaphore(in_flight)

@@ -411,7 +411,7 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=PAYMENTS_SHARDS,
         max_frame_events=200,
         doc="Payments: validation, limits, duplicates, and the saga over screening and ledger.",
-        linger_ms=2,
+        linger_ms=8,
     ),
     "ledger_saga": Pipeline(
         "ledger_saga",

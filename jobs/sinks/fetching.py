@@ -1,7 +1,9 @@
 """How a sink's consumer fetches: at once, or together with what comes soon after.
 
-A fetch of one small record costs a consumer in Python about a millisecond, whatever is in it. A sink that gathers
-records anyway (`Sink.flush_seconds`) lets the broker do it: one answer with all that came meanwhile.
+A fetch of one small record costs a consumer in Python about a millisecond, whatever is in it, and a batch of one costs
+the sink as much as a batch of ten. A sink that gathers records (`Sink.flush_seconds`) lets the broker do it: as soon as
+there is a first record, the next fetch is answered with all that came within that time. While nothing comes, it waits
+as long as any other.
 """
 
 from __future__ import annotations
@@ -14,18 +16,29 @@ __all__ = ["consumer_that_gathers"]
 
 FETCH_BYTES: Final = 64 * 1024
 """As soon as the broker has so much for a sink that gathers, it answers."""
+AT_ONCE: Final = (1, 1500)
+"""Bytes and milliseconds after which a fetch is answered whose first record is awaited; Faust's own."""
+LATE_SECONDS: Final = 0.002
+"""So much longer than it may take the answer is waited for that gathers; what is later still comes next."""
 
 
 def consumer_that_gathers(seconds: float) -> type[Any]:
-    """Faust's consumer, whose fetches wait up to ``seconds`` for more than one record; 0: the first record is sent."""
+    """Faust's consumer, which hands a first record over with those of the ``seconds`` after it; 0: at once."""
 
     class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped
-        def _create_worker_consumer(self, transport: Any) -> Any:
-            consumer = super()._create_worker_consumer(transport)
-            if seconds > 0:  # Faust gives no setting for these two: 1 byte, and at most 1.5 s
-                consumer._fetch_min_bytes = FETCH_BYTES
-                consumer._fetch_max_wait_ms = int(seconds * 1000)
-            return consumer
+        async def _fetch_records(self, consumer: Any, *arguments: Any, **options: Any) -> Any:
+            # Nothing is awaited between what the fetcher hands over and the setting of how it fetches next.
+            fetcher = consumer._fetcher
+            found = await super()._fetch_records(consumer, *arguments, **options)
+            if found and seconds:
+                fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = FETCH_BYTES, int(seconds * 1000)
+                more = await super()._fetch_records(
+                    consumer, *arguments, **options | {"timeout": seconds + LATE_SECONDS}
+                )
+                for place, records in more.items():
+                    found[place] = [*found.get(place, ()), *records]
+            fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = AT_ONCE
+            return found
 
     class Gathering(Consumer):  # type: ignore[misc]
         def _new_consumer_thread(self) -> AIOKafkaConsumerThread:

@@ -101,6 +101,8 @@ class PostgresPaymentsSink(PostgresSink):
     name: ClassVar[str] = "postgres-payments"
     topic: ClassVar[Topic] = PAYMENTS_EVENTS
     web_port_offset: ClassVar[int] = 33
+    flush_seconds: ClassVar[float] = 0.1
+    """A round of payments in one transaction."""
 
     async def open(self) -> None:
         async with self._transaction():

@@ -47,6 +47,8 @@ __all__ = ["DeadLetterLimit", "SinkOptions", "SinkWorker"]
 
 REWIND_INTERVAL_S: Final = 2.0
 """A seek may be overtaken by records already fetched; when its record has not come by then, seek again."""
+COMPANY_SECONDS: Final = 0.002
+"""Faust hands over one by one what was fetched together: a sink that gathers waits for the rest of it."""
 EXIT_FAILED: Final = 1
 
 FRAMES = prometheus_client.Counter(
@@ -354,12 +356,13 @@ class SinkWorker:
         other partitions."""
         batch: list[_Record] = []
         events = size = 0
+        company_by = 0.0
         while events < self.options.max_batch_events and size < self.options.max_batch_bytes:
             try:
                 record = self._queue.get_nowait()
             except asyncio.QueueEmpty:
                 if batch:
-                    pause = self._flushed_at + self.sink.flush_seconds - time.monotonic()
+                    pause = max(self._flushed_at + self.sink.flush_seconds, company_by) - time.monotonic()
                     found = await self._arriving(pause) if pause > 0 and not self._wake.is_set() else None
                     if found is None:
                         break
@@ -373,6 +376,8 @@ class SinkWorker:
             if record.assignment != self._assignment:
                 continue  # from before a rebalance: whoever has the partition now reads it again
             await self._read(record)
+            if not batch and self.sink.flush_seconds:
+                company_by = time.monotonic() + COMPANY_SECONDS
             batch.append(record)
             events += len(record.frame.events) if record.frame else 0
             size += len(record.value or b"")

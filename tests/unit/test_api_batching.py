@@ -221,28 +221,21 @@ def test_text_of_joined_runs_points_into_the_joined_heap() -> None:
     assert np.shares_memory(concatenate(codec, [joined]).rows, joined.rows)
 
 
-async def test_lanes_leave_together_in_rounds_and_a_lone_event_at_once() -> None:
+async def test_what_is_submitted_one_right_after_the_other_leaves_together() -> None:
     sender = Sender()
-    target = batcher(sender, gather_seconds=60.0, linger_seconds=0.0, frames_in_flight=9, frame_events=10)
-    submit(target, transfers(1), 0)
-    assert len(sender.frames) == 1
-    for number in range(1, 4):  # the round has begun: these wait for the next one, whatever their shard
+    target = batcher(sender, together=True, linger_seconds=0.0, frames_in_flight=9, frame_events=10)
+    for number in range(1, 5):
         submit(target, transfers(2, first=10 * number), number % 2)
-    assert len(sender.frames) == 1
-    target._round_over()
-    assert [(frame.shard, ids(frame)) for frame in sender.frames[1:]] == [(0, [20, 21]), (1, [10, 11, 30, 31])]
-    submit(target, transfers(10), 2)
-    assert len(sender.frames) == 4, "a full frame waits for no round"
+    assert not sender.frames, "others may be submitted right after these"
+    await asyncio.sleep(0)
+    assert [(frame.shard, ids(frame)) for frame in sender.frames] == [(0, [20, 21, 40, 41]), (1, [10, 11, 30, 31])]
     submit(target, transfers(1), 3)
-    target._round_over()
-    target._round_over()
-    assert target._round is None, "a round that nothing waited for is the last one"
-    submit(target, transfers(1), 3)
-    assert len(sender.frames) == 6
+    await asyncio.sleep(0)
+    assert len(sender.frames) == 3, "and later ones too, in frames of their own"
     submit(target, transfers(1), 3)
     draining = asyncio.create_task(target.drain())
     await asyncio.sleep(0)
-    assert len(sender.frames) == 7, "nothing waits when the worker stops"
+    assert len(sender.frames) == 4, "nothing waits when the worker stops"
     while sender.waiting:
         sender.acknowledge()
     await draining

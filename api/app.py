@@ -106,6 +106,9 @@ WRITTEN_TOPICS: Final = (FRAUD_TRANSACTIONS, LEDGER_COMMANDS, MATCHING_COMMANDS,
 REGISTRY_RETRY_SECONDS: Final = 1.0
 START_PATIENCE_SECONDS: Final = 5.0
 """How long a starting worker waits for Kafka and registry before it serves without them."""
+YOUNG_OBJECTS: Final = 10_000
+"""New objects between two looks for garbage in circles, of which requests leave little: one look for ten requests or
+so instead of several for each."""
 READY_CHECK_SECONDS: Final = 1.0
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
@@ -230,6 +233,7 @@ class Worker:
         # What is there now stays: without it every full collection under load would walk all modules again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS)
 
     async def close(self) -> None:
         """Send and await what was accepted, then let go of everything."""

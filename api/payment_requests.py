@@ -6,7 +6,8 @@ a request still under way 409. If a worker dies, its request is taken over by th
 with the commands that were stored: the same ids, so nothing is paid twice.
 
 Requests that come together are recorded together, in one statement and transaction, and so are their answers: a commit
-costs Postgres and this process about as much for ten requests as for one. Each has its own outcome.
+costs Postgres and this process about as much for ten requests as for one. Each has its own outcome. A round of requests
+is told its outcomes at once, so that what is sent next leaves together too.
 
 Postgres has a breaker (after some failures it is not asked for a while) and a bulkhead (at most so many queries use
 it at once; of writes, see `api.payment_gateway`): when it is away, payments are answered 503 and everything else goes

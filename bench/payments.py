@@ -59,7 +59,7 @@ RATES: Final = [float(rate) for rate in os.environ.get("STREAMBANK_BENCH_PAYMENT
 """One or, with commas, several: one after another in the same system."""
 SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_SECONDS", "30"))
 WARM_UP_SECONDS: Final = float(os.environ.get("STREAMBANK_BENCH_PAYMENTS_WARM_UP_SECONDS", "60"))
-WARM_UP_RATE: Final = 50.0
+WARM_UP_RATE: Final = 100.0
 """The JVMs of broker and TaskManager compile during the first minute of traffic, which takes half of two cores."""
 WAIT_SECONDS: Final = 20
 PASSED: Final = (
@@ -74,6 +74,8 @@ GOALS: Final = {"p50": 120.0, "p99": 300.0}
 CLIENTS: Final = 2_000
 """Requests under way at once, far more than any rate here needs: nobody waits for a free one."""
 START_SECONDS: Final = 180.0
+HOPS_RECORDS: Final = 4_000
+"""Of each partition, enough for minutes."""
 _FINAL: Final = frozenset(status.name for status in SETTLED)
 HOPS: Final = ("payments job", "payments-to-ledger", "ledger job", "ledger-to-payments", "payments job, answer")
 
@@ -290,6 +292,8 @@ class _Clients:
 
     async def post(self, key: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer; raises `OSError`."""
+        while self._free and self._free[-1].is_closed:  # by the API, which does not keep what is idle for long
+            self._free.pop()
         connection = self._free.pop() if self._free else await self._connect()
         answer = await connection.ask(
             f"{self._head}Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -321,11 +325,12 @@ class _Connection(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
-        if self._transport.is_closing():
-            self._answer.set_exception(ConnectionResetError("the API closed the connection"))
-        else:
-            self._transport.write(request)
+        self._transport.write(request)
         return self._answer
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -350,22 +355,22 @@ _LENGTH: Final = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULT
 
 def _hops(environment: Settings, begin: int) -> dict[str, float]:
     """Median milliseconds of each hop over the payments created since ``begin`` (milliseconds since 1970), by Kafka's
-    times of their records."""
+    times of their records, of which the last `HOPS_RECORDS` of each partition are looked at."""
     marks: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
 
     def note(shard: int, payment_id: int, place: int, at: int) -> None:
         marks[shard, payment_id].setdefault(place, at)
 
-    for shard, at, event in _records(environment, PAYMENTS_COMMANDS):
+    for shard, at, event in _records(environment, PAYMENTS_COMMANDS, begin):
         if event["type"] in ("CreatePayment", "LedgerOutcome"):
             note(shard, int(event["payment_id"]), 0 if event["type"] == "CreatePayment" else 4, at)
-    for shard, at, event in _records(environment, PAYMENTS_EVENTS):
+    for shard, at, event in _records(environment, PAYMENTS_EVENTS, begin):
         if "reserve" in event["asks"]:
             note(shard, int(event["payment_id"]), 1, at)
         elif event["status"] in _FINAL:
             note(shard, int(event["payment_id"]), 5, at)
     for place, topic in ((2, LEDGER_COMMANDS), (3, LEDGER_RESULTS)):
-        for shard, at, event in _records(environment, topic):
+        for shard, at, event in _records(environment, topic, begin):
             transfer = transfer_of(int(event["id"]))
             if transfer is not None:
                 note(shard, transfer.payment_id, place, at)
@@ -379,14 +384,19 @@ def _ends(environment: Settings) -> dict[str, int]:
         return {topic.name: sum(reader.ends(topic)) for topic in PASSED}
 
 
-def _records(environment: Settings, topic: Topic) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(shard, time in milliseconds, event) of all records of a topic."""
+def _records(environment: Settings, topic: Topic, begin: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(shard, time in milliseconds, event) of the last records of a topic, none from before ``begin``."""
     codec, name = codec_of(topic.name), environment.kafka_topic(topic.name)
     consumer: Any = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
     try:
-        ends = [consumer.get_watermark_offsets(TopicPartition(name, p), timeout=30)[1] for p in range(topic.partitions)]
-        consumer.assign([TopicPartition(name, partition, 0) for partition in range(topic.partitions)])
-        for _ in range(sum(ends)):
+        places = [TopicPartition(name, partition, begin) for partition in range(topic.partitions)]
+        records = 0
+        for place in consumer.offsets_for_times(places, timeout=30):
+            end = consumer.get_watermark_offsets(TopicPartition(name, place.partition), timeout=30)[1]
+            places[place.partition].offset = max(place.offset if place.offset >= 0 else end, end - HOPS_RECORDS)
+            records += end - places[place.partition].offset
+        consumer.assign(places)
+        for _ in range(records):
             message = consumer.poll(30)
             if message is None or message.error() is not None:
                 raise RuntimeError(f"the records of {topic.name} do not come: {message and message.error()}")

@@ -15,6 +15,7 @@ Exit codes of `SinkWorker.run`: 0 drained after SIGTERM or SIGINT; 1 Faust or th
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import tempfile
 import time
@@ -49,6 +50,8 @@ REWIND_INTERVAL_S: Final = 2.0
 """A seek may be overtaken by records already fetched; when its record has not come by then, seek again."""
 COMPANY_SECONDS: Final = 0.002
 """Faust hands over one by one what was fetched together: a sink that gathers waits for the rest of it."""
+YOUNG_OBJECTS: Final = 10_000
+"""New objects between two looks for garbage in circles, of which Faust and a batch leave little."""
 EXIT_FAILED: Final = 1
 
 FRAMES = prometheus_client.Counter(
@@ -310,6 +313,10 @@ class SinkWorker:
             return False
         opening.result()
         self._opened = True
+        # what is there now stays: a look for garbage need not walk all modules
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS)
         return True
 
     async def _reach_store(self) -> None:

@@ -1,13 +1,14 @@
 """How a sink's consumer fetches: at once, or together with what comes soon after.
 
 A fetch of one small record costs a consumer in Python about a millisecond, whatever is in it, and a batch of one costs
-the sink as much as a batch of ten. A sink that gathers records (`Sink.flush_seconds`) lets the broker do it: as soon as
-there is a first record, the next fetch is answered with all that came within that time. While nothing comes, it waits
-as long as any other.
+the sink as much as a batch of ten. A sink that gathers records (`Sink.flush_seconds`) lets the broker do it: a record
+that comes soon after others waits for the answer to one more fetch, with all that came until it is time again. What
+comes after a pause is handed over at once, and while nothing comes, a fetch waits as long as any other.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
@@ -23,20 +24,24 @@ LATE_SECONDS: Final = 0.002
 
 
 def consumer_that_gathers(seconds: float) -> type[Any]:
-    """Faust's consumer, which hands a first record over with those of the ``seconds`` after it; 0: at once."""
+    """Faust's consumer, which hands records over at least ``seconds`` after the last ones; 0: at once."""
 
     class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped
+        _handed_over = 0.0
+
         async def _fetch_records(self, consumer: Any, *arguments: Any, **options: Any) -> Any:
             # Nothing is awaited between what the fetcher hands over and the setting of how it fetches next.
             fetcher = consumer._fetcher
             found = await super()._fetch_records(consumer, *arguments, **options)
-            if found and seconds:
-                fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = FETCH_BYTES, int(seconds * 1000)
-                more = await super()._fetch_records(
-                    consumer, *arguments, **options | {"timeout": seconds + LATE_SECONDS}
-                )
+            pause = self._handed_over + seconds - time.monotonic()
+            if found and pause > 0:
+                fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = FETCH_BYTES, int(pause * 1000)
+                options["timeout"] = pause + LATE_SECONDS
+                more = await super()._fetch_records(consumer, *arguments, **options)
                 for place, records in more.items():
                     found[place] = [*found.get(place, ()), *records]
+            if found:
+                self._handed_over = time.monotonic()
             fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = AT_ONCE
             return found
 

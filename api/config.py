@@ -67,7 +67,9 @@ class ApiSettings(BaseSettings):
     store_seconds: float = Field(2, gt=0, description="Time-out of a query to Postgres or Cassandra.")
 
     payments_in_flight: int = Field(
-        128, ge=1, description="Writes of payments that a worker does at once, waiting ones included; more get 503."
+        128,
+        ge=1,
+        description="Writes of payments under way in a worker, those that wait late not counted; 503 beyond.",
     )
     payments_gather_seconds: float = Field(
         0.08, ge=0, description="From one round of payments to the next, at least; a lone one never waits."

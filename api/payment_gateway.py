@@ -6,7 +6,8 @@ replicas. A write that waits is told where the payment came to rest, if it does 
 never answered sends the stored commands again, with the same ids.
 
 A worker does at most so many writes at once; more get 503 at once and cost little: those that were taken are answered
-in time, instead of all of them late.
+in time, instead of all of them late. One that has waited `LATE_SECONDS` for its status counts no more, so that those
+that wait for a job that is away keep nobody out; and while `MOST_WAITING` wait, others are answered 202 at once.
 
 Answers are those of HTTP, status and JSON body, whatever the protocol: that is how they are stored.
 """
@@ -17,8 +18,8 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -50,6 +51,8 @@ MAX_BATCH: Final = 100
 MAX_ACCOUNT_ID: Final = 2**128 - 1
 MAX_NOTE_BYTES: Final = 1000
 REGISTRY_RETRY_SECONDS: Final = 1.0
+LATE_SECONDS: Final = 1.0
+MOST_WAITING: Final = 1_000
 _REFUSED: Final = frozenset({"not_possible", "busy", "amount_too_large", "exists_with_different_fields"})
 _CODEC: Final = codec_of(PAYMENTS_COMMANDS.name)
 _RESULTS: Final = codec_of(PAYMENTS_RESULTS.name)
@@ -80,6 +83,28 @@ class Turn:
     def _pass(self, _: object = None) -> None:
         if not self._passed.done():
             self._passed.set_result(None)
+
+
+class _Places:
+    """The writes that a worker does at once, at most so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+
+    def take(self) -> Callable[[], None]:
+        """What gives the place back, harmless twice; raises `Problem` 503."""
+        if self._taken >= self._most:
+            raise Problem("overloaded", "Too many payment requests are under way in this worker.", retry_after=1)
+        self._taken += 1
+        held = True
+
+        def leave() -> None:
+            nonlocal held
+            self._taken -= held
+            held = False
+
+        return leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +158,9 @@ class PaymentsGateway:
             buffered_events=config.buffered_events,
             together=True,
         )
-        self._under_way = 0
-        """Writes."""
+        self._places = _Places(config.payments_in_flight)
+        self._waiting = 0
+        """Writes that wait for a status."""
         self._results = ResultReader(settings, PAYMENTS_RESULTS)
         self._watch = PaymentWatch(settings)
         self._learning: asyncio.Task[None] | None = None
@@ -172,17 +198,16 @@ class PaymentsGateway:
 
     async def write(self, write: Write) -> tuple[Answer, Allowance]:
         """Do what is asked, once; an answer that says no is one too. Raises `Problem` for what is not kept."""
-        if self._under_way >= self._config.payments_in_flight:
-            write.turn.end()
-            raise Problem("overloaded", "Too many payment requests are under way in this worker.", retry_after=1)
-        self._under_way += 1
         try:
-            return await self._written(write)
+            leave = self._places.take()
+            try:
+                return await self._written(write, leave)
+            finally:
+                leave()
         finally:
-            self._under_way -= 1
             write.turn.end()
 
-    async def _written(self, write: Write) -> tuple[Answer, Allowance]:
+    async def _written(self, write: Write, leave: Callable[[], None]) -> tuple[Answer, Allowance]:
         identity = write.identity
         commands = self._commands(write)
         allowance = await self._limiter.charge(identity.tenant, len(commands))
@@ -191,7 +216,7 @@ class PaymentsGateway:
             return _replayed(recorded), allowance
         answer: Answer | None = None
         try:
-            answer = await self._answer(write, recorded.commands)
+            answer = await self._answer(write, recorded.commands, leave)
         except Problem as problem:
             if problem.status >= 500:
                 raise
@@ -241,19 +266,20 @@ class PaymentsGateway:
             raise _invalid("/payments", "two payments have the same payment_id")
         return commands
 
-    async def _answer(self, write: Write, commands: Sequence[Command]) -> Answer:
+    async def _answer(self, write: Write, commands: Sequence[Command], leave: Callable[[], None]) -> Answer:
         action, wait = write.action, write.wait
         deadline = asyncio.get_running_loop().time() + wait
         if action == "limits":
             return await self._limits_answer(write, commands[0], deadline)
-        waits = wait > 0 and self._results.ready and self._watch.ready
+        waits = wait > 0 and self._results.ready and self._watch.ready and self._waiting < MOST_WAITING
         ids = [int(command["payment_id"]) for command in commands]
         waiters: list[Waiter] = []
         with ExitStack() as watches:
             changes = [watches.enter_context(self._watch.watching(payment_id)) for payment_id in ids] if waits else []
             try:
                 waiters = await self._send(commands, waits, write.turn)
-                rested = await self._rested(waiters, changes, deadline) if waits else [None] * len(ids)
+                with self._wait(leave):
+                    rested = await self._rested(waiters, changes, deadline) if waits else [None] * len(ids)
             finally:
                 for waiter in waiters:
                     self._results.forget(waiter)
@@ -321,6 +347,17 @@ class PaymentsGateway:
                 retry_after=2,
             ) from error  # fmt: skip
         return waiters
+
+    @contextmanager
+    def _wait(self, leave: Callable[[], None]) -> Iterator[None]:
+        """A write waits for its status; when it is late, others get its place."""
+        self._waiting += 1
+        late = asyncio.get_running_loop().call_later(LATE_SECONDS, leave)
+        try:
+            yield
+        finally:
+            late.cancel()
+            self._waiting -= 1
 
     async def _rested(
         self, waiters: Sequence[Waiter], changes: Sequence[Changes], deadline: float

@@ -358,3 +358,22 @@ def test_a_store_that_hangs_is_left_alone_and_holds_up_payments_only(api: ApiSer
             wait_until(is_left_alone, 60, "the store is left alone")
             assert put(client, "/v1/accounts", {"id": 1, "ledger": 1, "code": 1}, wait=0).status_code == 202
         wait_until(lambda: pay() == "", 60, "payments are taken again")
+
+
+def test_payments_that_wait_in_vain_keep_nobody_out(api: ApiServer) -> None:
+    body = {"payer_account_id": PAYER, "payee_account_id": PAYEE, "ledger": LEDGER, "currency": "EUR", "amount": 1}
+
+    def recorded() -> bool:
+        with psycopg.connect(postgres_conninfo(api.environment)) as owner:
+            [count] = owner.execute("SELECT count(*) FROM payment_requests WHERE answer_status IS NULL").fetchone() or [
+                0
+            ]
+        return bool(count >= IN_FLIGHT)
+
+    with api.session("payments:write") as client, ThreadPoolExecutor(IN_FLIGHT) as clients:
+        # no ledger answers: they wait to their end, and fill all places
+        waiting = [clients.submit(put, client, "/v1/payments", body, wait=15) for _ in range(IN_FLIGHT)]
+        wait_until(recorded, 60, "all of them are under way")
+        wait_until(lambda: put(client, "/v1/payments", body, wait=0).status_code == 202, 60, "another is taken")
+        assert not any(answer.done() for answer in waiting)
+        assert {answer.result().status_code for answer in waiting} == {202}

@@ -162,7 +162,8 @@ class PaymentStore:
                 "autocommit": True,
                 "row_factory": dict_row,
                 "application_name": "streambank-api-payments",
-                "options": f"-c statement_timeout={int(timeout * 1000)}",
+                # planned anew each time: a plan made while the table was small would read all of it when it is large
+                "options": f"-c statement_timeout={int(timeout * 1000)} -c plan_cache_mode=force_custom_plan",
             },
             min_size=0,
             max_size=POOL_SIZE,

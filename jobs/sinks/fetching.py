@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 
-__all__ = ["consumer_that_gathers"]
+__all__ = ["consumer_that_gathers", "thread_that_gathers"]
 
 FETCH_BYTES: Final = 64 * 1024
 """As soon as the broker has so much for a sink that gathers, it answers."""
@@ -25,8 +25,19 @@ LATE_SECONDS: Final = 0.002
 
 def consumer_that_gathers(seconds: float) -> type[Any]:
     """Faust's consumer, which hands records over at least ``seconds`` after the last ones; 0: at once."""
+    thread = thread_that_gathers(seconds)
 
-    class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]  # faust is untyped
+    class Gathering(Consumer):  # type: ignore[misc]  # faust is untyped
+        def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
+            return thread(self, loop=self.loop, beacon=self.beacon)
+
+    return Gathering
+
+
+def thread_that_gathers(seconds: float) -> type[Any]:
+    """The thread in which that consumer fetches."""
+
+    class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         _handed_over = 0.0
 
         async def _fetch_records(self, consumer: Any, *arguments: Any, **options: Any) -> Any:
@@ -45,8 +56,4 @@ def consumer_that_gathers(seconds: float) -> type[Any]:
             fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = AT_ONCE
             return found
 
-    class Gathering(Consumer):  # type: ignore[misc]
-        def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
-            return Thread(self, loop=self.loop, beacon=self.beacon)
-
-    return Gathering
+    return Thread

@@ -270,7 +270,7 @@ class PaymentsGateway:
         action, wait = write.action, write.wait
         deadline = asyncio.get_running_loop().time() + wait
         if action == "limits":
-            return await self._limits_answer(write, commands[0], deadline)
+            return await self._limits_answer(write, commands[0], deadline, leave)
         waits = wait > 0 and self._results.ready and self._watch.ready and self._waiting < MOST_WAITING
         ids = [int(command["payment_id"]) for command in commands]
         waiters: list[Waiter] = []
@@ -297,14 +297,16 @@ class PaymentsGateway:
         document: Any = {"payments": documents} if action == "batch" else documents[0]
         return Answer(status, msgspec.json.encode(document), JSON, headers)
 
-    async def _limits_answer(self, write: Write, command: Command, deadline: float) -> Answer:
+    async def _limits_answer(
+        self, write: Write, command: Command, deadline: float, leave: Callable[[], None]
+    ) -> Answer:
         """No payment comes to rest here: the limits hold when the job says so, else from when it gets to them."""
         waits = write.wait > 0 and self._results.ready
         waiters: list[Waiter] = []
         holds = False
         try:
             waiters = await self._send([command], waits, write.turn)
-            with suppress(TimeoutError):
+            with self._wait(leave), suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     for waiter in waiters:
                         await waiter.answer

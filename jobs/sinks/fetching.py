@@ -48,7 +48,10 @@ def thread_that_gathers(seconds: float) -> type[Any]:
             if found and pause > 0:
                 fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = FETCH_BYTES, int(pause * 1000)
                 options["timeout"] = pause + LATE_SECONDS
-                more = await super()._fetch_records(consumer, *arguments, **options)
+                try:
+                    more = await super()._fetch_records(consumer, *arguments, **options)
+                except Exception:  # the next fetch meets it too; what was found must be handed over
+                    more = {}
                 for place, records in more.items():
                     found[place] = [*found.get(place, ()), *records]
             if found:

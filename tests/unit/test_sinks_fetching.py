@@ -13,7 +13,7 @@ from jobs.sinks.fetching import thread_that_gathers
 class Fetcher:
     """Hands out what the test gave, and notes how each of these was asked for."""
 
-    def __init__(self, *answers: dict[str, list[int]]) -> None:
+    def __init__(self, *answers: dict[str, list[int]] | Exception) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[int, bool, float]] = []
         self._fetch_min_bytes, self._fetch_max_wait_ms = 1, 1500
@@ -23,7 +23,10 @@ class Fetcher:
     async def fetched_records(self, _partitions: Any, timeout: float, max_records: Any) -> dict[str, list[int]]:  # noqa: ASYNC109
         self.asked.append((self._fetch_min_bytes, self._fetch_max_wait_ms > 1000, timeout))
         await asyncio.sleep(0)
-        return self.answers.pop(0)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def thread_of(seconds: float) -> Any:
@@ -52,3 +55,10 @@ async def test_what_comes_after_a_pause_is_handed_over_at_once_and_then_together
 async def test_a_sink_that_does_not_gather_hands_over_what_comes() -> None:
     thread, fetcher = thread_of(0.0), Fetcher({"a": [1]}, {"a": [2]})
     assert [await handed_over(thread, fetcher) for _ in range(2)] == [{"a": [1]}, {"a": [2]}]
+
+
+async def test_what_was_found_is_handed_over_when_gathering_fails() -> None:
+    thread, fetcher = thread_of(60.0), Fetcher({"a": [1]}, {"a": [2]}, ConnectionError("away"), {"a": [3]}, {})
+    assert await handed_over(thread, fetcher) == {"a": [1]}
+    assert await handed_over(thread, fetcher) == {"a": [2]}
+    assert await handed_over(thread, fetcher) == {"a": [3]}

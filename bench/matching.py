@@ -1,21 +1,24 @@
 """The matching kernel alone: messages per CPU-second, rows of commands in, rows of reports and market data out.
 
 The three published streams, each with its hash checked in the same run (by a run of its own, as hashing takes longer
-than matching), and an interleaved mix whose live orders at the end are checked. Then how the cost per message of the
-mix grows from a thousand to a million live orders and from one to 5,000 symbols, what memory a live order takes, and
-the mix with every account's risk checked, every lot reserved and settled.
+than matching), and an interleaved mix whose live orders at the end are checked; beside each, where Maven is,
+exchange-core on the same messages (`bench.exchange_core`), which has to give the same reports. Then how the cost per
+message of the mix grows from a thousand to a million live orders and from one to 5,000 symbols, what memory a live
+order takes, and the mix with every account's risk checked, every lot reserved and settled.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exchange_core import ComparisonUnavailable, ExchangeCoreResult, measure_book, prepare
 from bench.matching_streams import PUBLISHED, command_rows, interleaved_stream, published_stream, report_hash
 from bench.report import Measurement
 from pipelines.codec import codec_of
@@ -37,7 +40,8 @@ ACCOUNTS: Final = 1_000
 def measure(mix_messages: int = 500_000) -> list[Measurement]:
     """All figures. Rates are the best of three runs: other users of the machine only ever slow a run down."""
     _run(MatchingKernel(), command_rows(interleaved_stream(1_000)[0], accounts=ACCOUNTS))
-    return [*_streams(), _mix(mix_messages), *_scale(mix_messages), _memory(), _with_risk(mix_messages)]
+    compare = _comparison()
+    return [*_streams(compare), _mix(mix_messages, compare), *_scale(mix_messages), _memory(), _with_risk(mix_messages)]
 
 
 def _frames(events: Events) -> list[Frame]:
@@ -70,7 +74,45 @@ def _reports(events: Events) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def _streams() -> list[Measurement]:
+Compare = Callable[[NDArray[np.int64], int, str], tuple[ExchangeCoreResult | None, str]]
+"""Runs exchange-core over messages, of which some only build the book up; their reports have a known hash. Returns what
+it found, None if it cannot be run, and a sentence about that."""
+
+
+def _comparison() -> Compare:
+    try:
+        classes = prepare()
+    except ComparisonUnavailable as error:
+        reason = str(error)
+        return lambda *_: (None, f"exchange-core left out: {reason}")
+
+    def compare(messages: NDArray[np.int64], building: int, sha256: str) -> tuple[ExchangeCoreResult | None, str]:
+        try:
+            found = measure_book(classes, messages, building)
+        except ComparisonUnavailable as error:
+            return None, f"exchange-core left out: {error}"
+        if found.sha256 != sha256:
+            raise AssertionError(f"exchange-core: the reports have the hash {found.sha256}, {sha256} is right")
+        return found, "the same of exchange-core's"
+
+    return compare
+
+
+def _beside(rate: float, other: ExchangeCoreResult | None) -> dict[str, Any]:
+    """The fields of a `Measurement` that compare it."""
+    goal = f">= {GOAL:,}/s"
+    if other is None:
+        return {"goal": goal, "met": rate >= GOAL}
+    return {
+        "baseline": other.best,
+        "baseline_name": f"exchange-core's book, best of {len(other.cpu_seconds)} passes",
+        "ratio": rate / other.best,
+        "goal": f"{goal}, ahead of exchange-core",
+        "met": rate >= GOAL and rate > other.best,
+    }
+
+
+def _streams(compare: Compare) -> list[Measurement]:
     measured = []
     for name, scenario in PUBLISHED.items():
         messages = published_stream(scenario)
@@ -79,15 +121,20 @@ def _streams() -> list[Measurement]:
         if digest != scenario.sha256:
             raise AssertionError(f"{name}: {reports} reports and {trades} trades have the hash {digest}")
         rate = max(len(messages) / _run(MatchingKernel(), events) for _ in range(RUNS))
+        other, remark = compare(messages, 0, digest)
         measured.append(
             Measurement(
                 name=f"matching kernel, {name}",
                 value=rate,
                 unit="messages/s of CPU",
-                goal=f">= {GOAL:,}/s",
-                met=rate >= GOAL,
-                check=f"SHA-256 of {reports:,} reports as published",
-                detail={"frame_events": FRAME_EVENTS, "messages": len(messages), "trades": trades},
+                check=f"SHA-256 of {reports:,} reports as published; {remark}",
+                detail={
+                    "frame_events": FRAME_EVENTS,
+                    "messages": len(messages),
+                    "trades": trades,
+                    "exchange_core_median": other and other.median,
+                },
+                **_beside(rate, other),
             )
         )
     return measured
@@ -112,16 +159,23 @@ def _mix_rate(messages: int, live: int = 1_000, symbols: int = 1, setup: list[di
     return best
 
 
-def _mix(messages: int) -> Measurement:
+def _mix(messages: int, compare: Compare) -> Measurement:
     rate = _mix_rate(messages)
+    rows, building, _ = interleaved_stream(messages, accounts=ACCOUNTS)
+    digest, reports, _ = report_hash(_reports(command_rows(rows, accounts=ACCOUNTS)))
+    other, remark = compare(rows, building, digest)
     return Measurement(
         name="matching kernel, interleaved mix",
         value=rate,
         unit="messages/s of CPU",
-        goal=f">= {GOAL:,}/s",
-        met=rate >= GOAL,
-        check="live orders as computed apart",
-        detail={"frame_events": FRAME_EVENTS, "live_orders": 1_000, "accounts": ACCOUNTS},
+        check=f"live orders as computed apart; SHA-256 of {reports:,} reports: {remark}",
+        detail={
+            "frame_events": FRAME_EVENTS,
+            "live_orders": 1_000,
+            "accounts": ACCOUNTS,
+            "exchange_core_median": other and other.median,
+        },
+        **_beside(rate, other),
     )
 
 

@@ -71,13 +71,14 @@ def mark_account(state: Any, account: Any) -> None:
 
 
 @compiled_inline
-def _text_word(heap: Any, start: Any, end: Any) -> Any:
+def _text_word(state: Any, start: Any, end: Any) -> Any:
     """Up to eight bytes as a number, the first one lowest; 0 if there are none."""
+    heap = state.heap
     word = np.uint64(0)
     count = min(end - start, 8)
     if count <= 0:
         return word
-    if start + 8 <= len(heap):
+    if start + 8 <= state.heap_length:
         # LLVM makes this one load
         at = np.uint64(start)
         for offset in range(8):
@@ -89,33 +90,33 @@ def _text_word(heap: Any, start: Any, end: Any) -> Any:
 
 
 @compiled_inline
-def short_text(heap: Any, word: Any) -> Any:
+def short_text(state: Any, word: Any) -> Any:
     """(length, bytes) of a text of one to eight bytes; length 0 for any other."""
     start = word >> 32
     length = word & 0xFFFFFFFF
-    if start < 0 or length > 8 or start + length > len(heap):
+    if start < 0 or length > 8 or start + length > state.heap_length:
         return np.int64(0), np.uint64(0)
-    return length, _text_word(heap, start, start + length)
+    return length, _text_word(state, start, start + length)
 
 
 @compiled_inline
-def _text(heap: Any, word: Any) -> Any:
+def _text(state: Any, word: Any) -> Any:
     """(length, four words) of the text that a row's word points to; length -1 if it cannot be a name."""
     start = word >> 32
     length = word & 0xFFFFFFFF
     zero = np.uint64(0)
-    if start < 0 or length > MAX_NAME_BYTES or start + length > len(heap):
+    if start < 0 or length > MAX_NAME_BYTES or start + length > state.heap_length:
         return np.int64(-1), zero, zero, zero, zero
     end = start + length
-    first = _text_word(heap, start, end)
+    first = _text_word(state, start, end)
     if length <= 8:
         return length, first, zero, zero, zero
     return (
         length,
         first,
-        _text_word(heap, start + 8, end),
-        _text_word(heap, start + 16, end),
-        _text_word(heap, start + 24, end),
+        _text_word(state, start + 8, end),
+        _text_word(state, start + 16, end),
+        _text_word(state, start + 24, end),
     )
 
 
@@ -132,7 +133,7 @@ def _text_id(length: Any, first: Any, second: Any, third: Any, fourth: Any) -> A
 @compiled
 def find_name(state: Any, word: Any) -> Any:
     """Slot of a name, -1 if it is not known."""
-    length, first, second, third, fourth = _text(state.heap, word)
+    length, first, second, third, fourth = _text(state, word)
     slot = np.int64(-1)
     if length >= 0:
         key = _text_id(length, first, second, third, fourth)
@@ -159,9 +160,9 @@ def intern(state: Any, word: Any) -> Any:
     slot = find_name(state, word)
     if slot >= 0:
         return slot
-    length, first, second, third, fourth = _text(state.heap, word)
+    length, first, second, third, fourth = _text(state, word)
     slot = state.meta[arrays.NAMES]
-    if length < 0 or slot >= len(state.names):
+    if length < 0 or slot >= state.names_length:
         return np.int64(-1)
     key = _text_id(length, first, second, third, fourth)
     while id_index.find(state.name_index, state.names, key) >= 0:
@@ -199,7 +200,7 @@ def name_word(state: Any, slot: Any) -> Any:
 def next_report(state: Any) -> Any:
     """Position of a report in the frame's buffer. A frame that makes more than fit stops the job: see the kernel."""
     number = state.work[arrays.REPORTS]
-    if number < len(state.report_rows):
+    if number < state.report_rows_length:
         state.work[arrays.REPORTS] = number + 1
         return number
     state.work[arrays.BROKEN] = arrays.OUTPUT_FULL
@@ -210,7 +211,7 @@ def next_report(state: Any) -> Any:
 def next_market_row(state: Any) -> Any:
     """The same for a row of market data."""
     number = state.work[arrays.TRADES]
-    if number < len(state.market_rows):
+    if number < state.market_rows_length:
         state.work[arrays.TRADES] = number + 1
         return number
     state.work[arrays.BROKEN] = arrays.OUTPUT_FULL

@@ -5,6 +5,10 @@ forty arrays this made calls slow and compilation take minutes. An `ArrayTable` 
 arrays (and tuples of arrays). In compiled code ``state.orders`` reads data pointer and length from a table at its
 address, which the optimiser turns into one load.
 
+An array that compiled code takes from a table has length 0 there, because Numba would otherwise add the length to every
+index below 0, which costs two instructions and a load for each index that it cannot prove to be 0 or more. So an index
+must not be negative, `len` is of no use, and ``state.orders_length`` is the length of ``state.orders``.
+
 The arrays must not be replaced or resized while the object lives, which it sees to by keeping them.
 """
 
@@ -90,7 +94,8 @@ class ArrayTable:
     def point(self, group: str, data: NDArray[Any], length: int) -> None:
         """Let a group's attributes see ``length`` items at ``data``, which must stay there until the next `point`."""
         word = self._group_words[group]
-        self._table[word] = data.ctypes.data
+        # half as slow as data.ctypes.data
+        self._table[word] = data.__array_interface__["data"][0]
         self._table[word + 1] = length
 
 
@@ -107,18 +112,23 @@ def _unbox(table_type: Any, value: Any, context: Any) -> Any:
     return NativeValue(native, is_error=cgutils.is_not_null(context.builder, context.pyapi.err_occurred()))
 
 
+_LENGTH: Final = "_length"
+
+
 @infer_getattr
 class _TableAttributes(AttributeTemplate):  # type: ignore[misc]
     key = _TableType
 
     def generic_resolve(self, table_type: Any, name: str) -> Any:
+        if name.removesuffix(_LENGTH) in table_type.attributes and name.endswith(_LENGTH):
+            return types.intp
         found = table_type.attributes.get(name)
         return None if found is None else found[0]
 
 
 @lower_getattr_generic(_TableType)
 def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: str) -> Any:
-    kind, places = table_type.attributes[name]
+    kind, places = table_type.attributes[name.removesuffix(_LENGTH)]
     intp = context.get_value_type(types.intp)
     table = builder.inttoptr(address, ir.PointerType(ir.IntType(64)))
 
@@ -131,7 +141,6 @@ def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: st
     def build(array_type: Any, place: tuple[int, tuple[int, ...]]) -> Any:
         word, inner = place
         data = load(word)
-        length = load(word + 1)
         array = make_array(array_type)(context, builder)
         itemsize = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
         strides = [itemsize]
@@ -140,7 +149,7 @@ def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: st
         populate_array(
             array,
             data=builder.inttoptr(data, array.data.type),
-            shape=[length, *(ir.Constant(intp, size) for size in inner)],
+            shape=[ir.Constant(intp, 0), *(ir.Constant(intp, size) for size in inner)],
             strides=[ir.Constant(intp, stride) for stride in strides],
             itemsize=ir.Constant(intp, itemsize),
             meminfo=None,
@@ -148,6 +157,8 @@ def _getattr(context: Any, builder: Any, table_type: Any, address: Any, name: st
         )
         return array._getvalue()
 
+    if name.endswith(_LENGTH):
+        return load(places[0][0] + 1)
     if len(places) > 1:
         members = [build(member, place) for member, place in zip(kind, places, strict=True)]
         return context.make_tuple(builder, kind, members)

@@ -109,7 +109,7 @@ MARKET_STATUS: Final = 3
 @compiled
 def _create_symbol(state: Any, name: Any) -> Any:
     symbol = state.meta[arrays.SYMBOLS]
-    if symbol >= len(state.symbols):
+    if symbol >= state.symbols_length:
         return np.int64(-1)
     state.meta[arrays.SYMBOLS] = symbol + 1
     state.names[name].symbol = symbol + 1
@@ -130,7 +130,7 @@ def _create_symbol(state: Any, name: Any) -> Any:
 @compiled
 def _create_account(state: Any, name: Any) -> Any:
     account = state.meta[arrays.ACCOUNTS]
-    if account >= len(state.accounts):
+    if account >= state.accounts_length:
         return np.int64(-1)
     state.meta[arrays.ACCOUNTS] = account + 1
     state.names[name].account = account + 1
@@ -192,7 +192,7 @@ def _look_up_account(state: Any, word: Any) -> Any:
 @compiled
 def symbol_of(state: Any, word: Any) -> Any:
     """The symbol of a row's text, -1 if it is not known."""
-    length, text = short_text(state.heap, word)
+    length, text = short_text(state, word)
     if length == 0:
         return _look_up_symbol(state, word)
     symbol = _cached(state.symbol_cache, length, text)
@@ -206,7 +206,7 @@ def symbol_of(state: Any, word: Any) -> Any:
 @compiled
 def account_of(state: Any, word: Any) -> Any:
     """The account of a row's text, -1 if it is not known."""
-    length, text = short_text(state.heap, word)
+    length, text = short_text(state, word)
     if length == 0:
         return _look_up_account(state, word)
     account = _cached(state.account_cache, length, text)
@@ -403,7 +403,7 @@ def limit_session(state: Any, command: Any) -> Any:
     slot = id_index.find(state.session_index, state.sessions, command.session)
     if slot < 0:
         slot = state.meta[arrays.SESSIONS]
-        if slot >= len(state.sessions):
+        if slot >= state.sessions_length:
             return CAPACITY
         state.meta[arrays.SESSIONS] = slot + 1
         state.sessions[slot].id = command.session

@@ -381,7 +381,7 @@ def _enter(state: Any, given: Any, command: Any, clock: Any) -> Any:
         reason = np.int64(check_limits(state, account, symbol, side, price, quantity, command.reserve_price))
     if reason == NONE and command.post_only != 0 and _crosses(state, symbol, side, price):
         reason = np.int64(POST_ONLY_WOULD_TRADE)
-    if reason == NONE and state.meta[arrays.LIVE_ORDERS] >= len(state.orders) - 1:
+    if reason == NONE and state.meta[arrays.LIVE_ORDERS] >= state.orders_length - 1:
         reason = np.int64(CAPACITY)
     is_routed = special != 0 and command.destination & LENGTH != 0
     if reason == NONE and is_routed:
@@ -796,7 +796,7 @@ def _publish(state: Any) -> Any:
     """
     work = state.work
     written = work[arrays.TRADES]
-    if written + work[arrays.TOUCHED] + work[arrays.TOUCHED_SYMBOLS] > len(state.market_rows):
+    if written + work[arrays.TOUCHED] + work[arrays.TOUCHED_SYMBOLS] > state.market_rows_length:
         work[arrays.BROKEN] = arrays.OUTPUT_FULL
         return np.int64(0)
     for number in range(work[arrays.TOUCHED]):
@@ -1042,7 +1042,7 @@ def apply_rows(state: Any, clock: Any) -> Any:
     mark(state.dirty, state.first_pages[arrays.META_PAGES])
     _expire(state, clock)
     new_orders = state.new_orders
-    count = len(new_orders)
+    count = state.new_orders_length
     for i in range(count):
         if i % READ_AHEAD == 0 and state.meta[arrays.LIVE_ORDERS] > READ_AHEAD_FROM:
             _read_ahead(state, new_orders, i, min(i + READ_AHEAD, count))

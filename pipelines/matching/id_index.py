@@ -41,6 +41,8 @@ _ONE: Final = np.uint64(1)
 # words of IdIndex.header
 _DEPTH: Final = 0
 _SEGMENTS: Final = 1
+_MOST_SEGMENTS: Final = 2
+"""Segments from which on none is split any more."""
 
 # columns of IdIndex.segments
 _USED: Final = 0
@@ -52,7 +54,7 @@ class IdIndex(NamedTuple):
     """The arrays of one index; all grow in place. Segment 0 is scratch space of a split."""
 
     header: NDArray[np.int64]
-    """Depth of the directory, number of segments."""
+    """Depth of the directory, number of segments, and how many there may be before chains begin."""
     directory: NDArray[np.int32]
     segments: NDArray[np.int32]
     """Per segment: words in use, its depth, and the next segment of its chain (0: none)."""
@@ -63,12 +65,13 @@ def new_index(capacity: int, *, huge_pages: bool = False) -> IdIndex:
     """An empty index with address space for ``capacity`` ids."""
     segments = 7 * (capacity // SEGMENT + 64)
     index = IdIndex(
-        np.zeros(2, np.int64),
+        np.zeros(3, np.int64),
         reserve(np.int32, 1 << MAX_DEPTH),
         reserve(np.int32, segments * 3).reshape(segments, 3),
         reserve(np.uint64, segments * SEGMENT, huge_pages=huge_pages),
     )
     index.header[_SEGMENTS] = 2
+    index.header[_MOST_SEGMENTS] = segments * 3 // 7
     index.directory[0] = 1
     return index
 
@@ -178,7 +181,7 @@ def _room(index: Any, tag: Any) -> Any:
         if (
             index.segments[segment, _USED] < FULL
             or index.segments[segment, _LOCAL_DEPTH] == MAX_DEPTH
-            or index.header[_SEGMENTS] >= len(index.segments) * 3 // 7
+            or index.header[_SEGMENTS] >= index.header[_MOST_SEGMENTS]
         ):
             break
         _split(index, segment)

@@ -187,15 +187,15 @@ class MatchingKernel:
                 f"produced_at {frame.produced_at} is not in microseconds between 1970 and 2200",
             )
         state = self._arrays
-        clock = max(int(state.meta[arrays.CLOCK]), frame.produced_at)
+        clock = max(state.meta.item(arrays.CLOCK), frame.produced_at)
         rows = np.ascontiguousarray(frame.events.rows)
         heap = frame.events.heap
         state.point("rows", rows, len(rows))
         state.point("heap", heap, len(heap))
-        if int(state.work[arrays.EXPIRIES]) + len(rows) > len(state.expiries):
+        if state.work.item(arrays.EXPIRIES) + len(rows) > len(state.expiries):
             self._compact_expiries()
         market_rows = engine.apply_rows(state, clock)
-        broken = int(state.work[arrays.BROKEN])
+        broken = state.work.item(arrays.BROKEN)
         if broken == arrays.OUTPUT_FULL:
             raise CapacityExceeded(
                 f"matching: the frame of {len(rows)} events produced at {frame.produced_at} (trace {frame.trace}) "
@@ -206,8 +206,8 @@ class MatchingKernel:
                 f"matching: a reserve could not be restored in the frame of {len(rows)} events produced at "
                 f"{frame.produced_at} (trace {frame.trace})"
             )
-        reports = self._outputs(_REPORTS, state.report_rows[: int(state.work[arrays.REPORTS])], MAX_REPORTS)
-        if state.work[arrays.FRAME_TEXTS]:
+        reports = self._outputs(_REPORTS, state.report_rows[: state.work.item(arrays.REPORTS)], MAX_REPORTS)
+        if state.work.item(arrays.FRAME_TEXTS):
             reports = [Output(_REPORTS, _with_frame_texts(output.events, heap)) for output in reports]
         return [*reports, *self._outputs(_MARKET_DATA, state.market_rows[:market_rows], MAX_MARKET_ROWS)]
 

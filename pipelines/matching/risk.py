@@ -72,7 +72,7 @@ def find_balance(state: Any, account: Any, asset: Any) -> Any:
     slot = id_index.find(state.balance_index, state.balances, key)
     if slot < 0:
         slot = state.meta[arrays.BALANCES]
-        if slot >= len(state.balances):
+        if slot >= state.balances_length:
             return np.int64(-1)
         state.meta[arrays.BALANCES] = slot + 1
         state.balances[slot].id = key
@@ -93,7 +93,7 @@ def find_position(state: Any, account: Any, symbol: Any) -> Any:
         slot = state.meta[arrays.POSITIONS]
         base = find_balance(state, account, state.symbols[symbol].base_asset)
         quote = find_balance(state, account, state.symbols[symbol].quote_asset)
-        if slot >= len(state.positions) or base < 0 or quote < 0:
+        if slot >= state.positions_length or base < 0 or quote < 0:
             return np.int64(-1)
         state.meta[arrays.POSITIONS] = slot + 1
         state.positions[slot].id = key

@@ -18,7 +18,7 @@ import numpy as np
 from api.fix.definitions import Definition, Instrument
 from api.fix.session import Session
 from api.fix.store import CopiedOrder, Store
-from api.fix.wire import format_time
+from api.fix.wire import SIDE_CODES, format_time
 from pipelines.catalogue import MATCHING_REPORTS
 from pipelines.codec import codec_of, text
 from pipelines.event_json import render_events
@@ -44,7 +44,6 @@ EXEC_TYPES: Final = {
 """What is not here is D, Restated."""
 ROUTED_OUT: Final = 3
 """LastLiquidityInd of a trade at a venue; 1 is that of the resting order, 2 of the incoming one."""
-_SIDES: Final = {"BUY": "1", "SELL": "2"}
 _OTHER_SIDE: Final = {"BUY": "SELL", "SELL": "BUY"}
 
 
@@ -115,7 +114,7 @@ class DropCopies:
             (37, order.order_id), (11, known.cl_ord_id if known is not None and entered_here else ""),
             (17, execution_id(frame.shard, int(report["execution_id"]), is_maker=is_maker)),
             (150, EXEC_TYPES.get(report["exec_type"], "D")), (39, order.status), (1, order.account),
-            (55, order.symbol), (54, _SIDES[order.side]), (38, instrument.quantity(order.quantity)),
+            (55, order.symbol), (54, SIDE_CODES[order.side]), (38, instrument.quantity(order.quantity)),
             (44, instrument.price(order.price) if order.price else ""),
             (151, instrument.quantity(order.leaves if is_live else 0)), (14, instrument.quantity(order.cumulative)),
             (6, instrument.average(order.notional, order.cumulative)), *trade, (60, format_time(frame.produced_at)),

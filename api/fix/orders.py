@@ -26,7 +26,7 @@ from api.fix.definitions import Instrument
 from api.fix.drop_copy import EXEC_TYPES, ROUTED_OUT, STATUSES, execution_id
 from api.fix.session import REJECT, TAG_MISSING, WRONG_FORMAT, WRONG_VALUE, Session
 from api.fix.store import Order, PendingFrame, Request, Store
-from api.fix.wire import Fields, Message, format_time, parse_time
+from api.fix.wire import SIDES, Fields, Message, format_time, parse_time
 from pipelines.catalogue import MATCHING_REPORTS
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
@@ -44,8 +44,6 @@ _REFUSED_WORD: Final = _REFUSAL.field("order_id").word
 _ROUTE: Final = _REPORTS.event_type("RouteRequest")
 _INPUT_WORD: Final = _REFUSAL.field("input").word
 
-_SIDES: Final = {"1": "BUY", "2": "SELL"}
-_SIDE_OF: Final = {name: code for code, name in _SIDES.items()}
 _ORDER_TYPES: Final = {"1": "MARKET", "2": "LIMIT", "3": "STOP", "4": "STOP_LIMIT"}
 _TIMES_IN_FORCE: Final = {"0": "DAY", "1": "GTC", "3": "IOC", "4": "FOK", "6": "GTD"}
 _REJECT_REASONS: Final = {
@@ -169,7 +167,7 @@ class OrderDesk:
         if not (message.get(100).isascii() and len(message.get(100)) <= 32):
             raise _Refused(OTHER, "UNKNOWN_VENUE: an ExDestination has at most 32 ASCII characters")
         instrument = self._instrument(symbol)
-        side = _SIDES.get(message.get(54))
+        side = SIDES.get(message.get(54))
         order_type = _ORDER_TYPES.get(message.get(40))
         time_in_force = _TIMES_IN_FORCE.get(message.get(59, "0"))
         instructions = message.get(18).split()

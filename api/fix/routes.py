@@ -32,7 +32,7 @@ from api.fix.definitions import Instrument
 from api.fix.route_store import Route, RouteStore
 from api.fix.session import Session
 from api.fix.store import PendingFrame
-from api.fix.wire import Fields, Message, format_time, parse_time
+from api.fix.wire import SIDE_CODES, Fields, Message, format_time, parse_time
 from pipelines.catalogue import MATCHING_REPORTS
 from pipelines.codec import codec_of, text
 from pipelines.event_json import render_events
@@ -48,7 +48,6 @@ _EXECUTION: Final = _REPORTS.event_type("ExecutionReport")
 _ORDER_WORD: Final = _EXECUTION.field("order_id").word
 _ADMIN: Final = _REPORTS.event_type("AdminReport")
 
-_SIDES: Final = {"BUY": "1", "SELL": "2"}
 _ORDER_TYPES: Final = {"MARKET": "1", "LIMIT": "2"}
 _TIMES_IN_FORCE: Final = {"DAY": "0", "GTC": "1", "IOC": "3", "FOK": "4", "GTD": "6"}
 _ENDED: Final = frozenset({"FILLED", "CANCELED", "EXPIRED"})
@@ -169,7 +168,7 @@ class RouteDesk:
         cl_ord_id = f"{frame.shard}-{number}"
         if request["action"] == "NEW":
             route = Route(
-                frame.shard, number, int(request["order_id"]), request["symbol"], _SIDES[request["side"]],
+                frame.shard, number, int(request["order_id"]), request["symbol"], SIDE_CODES[request["side"]],
                 _ORDER_TYPES[request["order_type"]], _TIMES_IN_FORCE[request["time_in_force"]], price, quantity,
                 int(request["expire_at"]), cl_ord_id, "", "", 0, 0, 0,
                 "", 0, self._clock(),

@@ -13,9 +13,9 @@ from typing import Final
 
 from api.fix.definitions import Instrument
 from api.fix.routes import MAX_ID
-from api.fix.wire import Framer, Message
+from api.fix.wire import SIDES, Framer, Message
 from pipelines.errors import StreambankError
-from pipelines.trading.venue_trades import SIDES, VenueTrade
+from pipelines.trading.venue_trades import VenueTrade
 
 __all__ = ["VenueCopyError", "read_venue_copy"]
 

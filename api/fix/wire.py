@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["BEGIN_STRING", "Fields", "Framer", "Message", "encode", "format_time", "parse_time"]
+__all__ = [
+    "BEGIN_STRING", "SIDES", "SIDE_CODES", "Fields", "Framer", "Message", "encode", "format_time", "parse_time",
+]  # fmt: skip
 
 BEGIN_STRING: Final = "FIX.4.4"
 SOH: Final = b"\x01"
@@ -25,6 +27,10 @@ _DATA_TAGS: Final = {
 """A length's tag, and the tag of the data that follows it and may hold any byte."""
 _HEADER_TAGS: Final = frozenset({8, 9, 35, 49, 56, 34, 43, 52, 97, 122, 10})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+SIDES: Final = {"1": "BUY", "2": "SELL"}
+"""Side(54), and what the events call it."""
+SIDE_CODES: Final = {name: code for code, name in SIDES.items()}
 
 Fields = Sequence[tuple[int, str | int]]
 """Tags and values of a body, in order."""

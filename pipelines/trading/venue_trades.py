@@ -7,14 +7,11 @@ ClOrdID of any of its requests: shard and number of the RouteRequest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pipelines.trading.audit import OrderEvent
 
-__all__ = ["SIDES", "Difference", "RoutedTrades", "VenueTrade"]
-
-SIDES: Final = {"1": "BUY", "2": "SELL"}
-"""Side(54)."""
+__all__ = ["Difference", "RoutedTrades", "VenueTrade"]
 
 _Order = tuple[int, int] | str
 """Shard and order id, or the ClOrdID of an order that we do not know."""

@@ -44,12 +44,10 @@ QUEUE_TAIL: Final = 12
 """Orders that an admin event sends into the market (liquidations), waiting in `queue`."""
 BROKEN: Final = 13
 """Not 0 when an invariant was found broken, see the kernel."""
-SUM: Final = 14
-"""Keeps read-ahead from being optimised away."""
-ROUTED_HEAD: Final = 15
-ROUTED_TAIL: Final = 16
+ROUTED_HEAD: Final = 14
+ROUTED_TAIL: Final = 15
 """First and last of the routed orders, in the order in which they came."""
-FRAME_TEXTS: Final = 17
+FRAME_TEXTS: Final = 16
 """Reports of this frame with a text that lies in the frame, not among the names; its word has the bit `IN_FRAME`."""
 
 IN_FRAME: Final = 1 << 62
@@ -57,6 +55,7 @@ IN_FRAME: Final = 1 << 62
 # what `work[BROKEN]` tells
 OUTPUT_FULL: Final = 1
 RESERVE_LOST: Final = 2
+FEE_LOST: Final = 3
 
 # positions in `first_pages`
 ORDERS_PAGES: Final = 0
@@ -121,6 +120,8 @@ class MatchingArrays(ArrayTable):
     symbol_cache: NDArray[np.int64]
     """Symbols by short names, see `pipelines.matching.controls.symbol_of`: (text, number and length)."""
     account_cache: NDArray[np.int64]
+    ahead: NDArray[np.int64]
+    """What is known of the next events, see `pipelines.matching.read_ahead`: (slot of the order, side of its book)."""
     new_orders: NDArray[np.void]
     """The rows of the frame being applied, seen as NewOrder; and so on."""
     cancels: NDArray[np.void]

@@ -13,35 +13,25 @@ import numpy as np
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.matching import arrays, id_index
 from pipelines.matching.ladder import SIDES, add_level, find_level, remove_level
-from pipelines.matching.records import (
-    CHECKED,
-    HAS_EXTRA,
-    MAX_NAME_BYTES,
-    NAME_TEXT,
-    ExecType,
-    OrderStatus,
-    OrderType,
-    Side,
-)
+from pipelines.matching.records import CHECKED, HAS_EXTRA, MAX_NAME_BYTES, NAME_TEXT
 from pipelines.matching.risk import release
 from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
-    "execution", "find_name", "free_order", "intern", "link", "mark_account", "mark_extra", "mark_order",
-    "mark_symbol", "name_word", "new_order_slot", "next_market_row", "next_report", "order_report", "short_text",
-    "shown_quantity", "tell_order", "touch", "touch_symbol", "unlink",
+    "RESPONSE_TO_AMEND", "RESPONSE_TO_CANCEL", "cancel_reject", "execution", "find_name", "free_order", "intern",
+    "link", "mark_account", "mark_extra", "mark_order", "mark_symbol", "name_word", "new_order_slot", "new_report",
+    "next_market_row", "next_report", "order_report", "short_text", "shown_quantity", "tell_order", "touch",
+    "touch_symbol", "unlink",
 ]  # fmt: skip
 
 _ORDER_BITS: Final = (PAGE_BYTES // 64).bit_length() - 1
 _SYMBOL_BITS: Final = (PAGE_BYTES // 256).bit_length() - 1
 _ACCOUNT_BITS: Final = (PAGE_BYTES // 128).bit_length() - 1
 
-LIMIT: Final = np.int64(OrderType.LIMIT)
-STOP: Final = np.int64(OrderType.STOP)
-BUY: Final = np.int64(Side.BUY)
-TRADE: Final = np.int64(ExecType.TRADE)
-STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
-STATUS_FILLED: Final = np.int64(OrderStatus.FILLED)
+CANCEL_REJECT: Final = 1
+"""Kind of OrderCancelReject on the reports topic."""
+RESPONSE_TO_CANCEL: Final = 0
+RESPONSE_TO_AMEND: Final = 1
 
 BOOK_ORDER: Final = 4
 """Kind of BookOrder on the market data topic."""
@@ -216,6 +206,33 @@ def next_market_row(state: Any) -> Any:
         return number
     state.work[arrays.BROKEN] = arrays.OUTPUT_FULL
     return np.int64(0)
+
+
+@compiled_inline
+def new_report(state: Any, kind: Any, given: Any) -> Any:
+    """Begin a report that is no ExecutionReport, its other fields being empty; its position in the buffer."""
+    number = next_report(state)
+    state.meta[arrays.EXECUTIONS] += 1
+    state.report_rows[number, 0] = kind
+    state.report_rows[number, 1] = given
+    for word in range(2, state.report_rows.shape[1]):
+        state.report_rows[number, word] = 0
+    return number
+
+
+@compiled
+def cancel_reject(state: Any, given: Any, slot: Any, order_id: Any, response_to: Any, reason: Any) -> None:
+    """Write an OrderCancelReject; ``slot`` is the order's, 0 where none was found."""
+    number = new_report(state, CANCEL_REJECT, given)
+    report = state.cancel_rejects[number]
+    report.order_id = order_id
+    report.response_to = response_to
+    report.reason = reason
+    report.execution_id = state.meta[arrays.EXECUTIONS]
+    if slot > 0:
+        order = state.orders[slot]
+        report.account = state.accounts[order.account].word
+        report.symbol = state.symbols[order.symbol].word
 
 
 @compiled

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
     find_name,
@@ -26,6 +26,7 @@ from pipelines.matching.book import (
     mark_symbol,
     name_word,
     new_order_slot,
+    new_report,
     next_market_row,
     next_report,
     order_report,
@@ -65,8 +66,8 @@ from pipelines.matching.routed import cancel_routed
 from pipelines.pages import PAGE_BYTES, mark
 
 __all__ = [
-    "account_of", "admin_report", "change_status", "define_account", "define_symbol", "deposit", "halt", "kill_switch",
-    "limit_session", "mark_price", "mass_cancel", "symbol_of", "write_trade",
+    "account_of", "admin_report", "change_status", "define_account", "define_symbol", "deposit", "fetch_symbol", "halt",
+    "kill_switch", "likely_symbol", "limit_session", "mark_price", "mass_cancel", "symbol_of", "write_trade",
 ]  # fmt: skip
 
 _BITS_64: Final = (PAGE_BYTES // 64).bit_length() - 1
@@ -102,6 +103,9 @@ SELL: Final = np.int64(Side.SELL)
 MARGIN: Final = np.int64(RiskModel.MARGIN)
 VENUE: Final = np.int64(RiskModel.VENUE)
 
+MASS_CANCEL_REPORT: Final = 2
+ADMIN_REPORT: Final = 3
+"""Kinds of events on the reports topic."""
 MARKET_STATUS: Final = 3
 """Kind of SecurityStatus on the market data topic."""
 
@@ -162,9 +166,27 @@ def open_account(state: Any, word: Any) -> Any:
 
 
 @compiled_inline
+def _cache_place(text: Any) -> Any:
+    return np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
+
+
+@compiled_inline
+def fetch_symbol(state: Any, word: Any) -> None:
+    """Have what `likely_symbol` reads brought into the cache."""
+    prefetch(state.symbol_cache, _cache_place(short_text(state, word)[1]), 0)
+
+
+@compiled_inline
+def likely_symbol(state: Any, word: Any) -> Any:
+    """The symbol of a row's text if it was looked up lately, -1 otherwise."""
+    length, text = short_text(state, word)
+    return _cached(state.symbol_cache, length, text)
+
+
+@compiled_inline
 def _cached(cache: Any, length: Any, text: Any) -> Any:
     """What a text of at most eight bytes stood for when it was last looked up, -1 if that is not known any more."""
-    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
+    place = _cache_place(text)
     if cache[place, 0] == np.int64(text) and cache[place, 1] & 15 == length:
         return cache[place, 1] >> 4
     return np.int64(-1)
@@ -172,7 +194,7 @@ def _cached(cache: Any, length: Any, text: Any) -> Any:
 
 @compiled_inline
 def _remember(cache: Any, length: Any, text: Any, number: Any) -> None:
-    place = np.int64((text * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
+    place = _cache_place(text)
     cache[place, 0] = np.int64(text)
     cache[place, 1] = number << 4 | length
 
@@ -220,13 +242,8 @@ def account_of(state: Any, word: Any) -> Any:
 @compiled
 def admin_report(state: Any, given: Any, reason: Any) -> None:
     """Write the AdminReport of an event."""
-    number = next_report(state)
-    state.meta[arrays.EXECUTIONS] += 1
-    for word in range(state.report_rows.shape[1]):
-        state.report_rows[number, word] = 0
+    number = new_report(state, ADMIN_REPORT, given)
     report = state.admin_reports[number]
-    report.kind = 3
-    report.input = given
     report.reason = reason
     report.execution_id = state.meta[arrays.EXECUTIONS]
 
@@ -471,13 +488,8 @@ def mass_cancel(state: Any, given: Any, command: Any) -> None:
 
 @compiled
 def mass_cancel_report(state: Any, given: Any, reason: Any, affected: Any) -> None:
-    number = next_report(state)
-    state.meta[arrays.EXECUTIONS] += 1
-    for word in range(state.report_rows.shape[1]):
-        state.report_rows[number, word] = 0
+    number = new_report(state, MASS_CANCEL_REPORT, given)
     report = state.mass_cancels[number]
-    report.kind = 2
-    report.input = given
     report.reason = reason
     report.affected = affected
     report.execution_id = state.meta[arrays.EXECUTIONS]

@@ -17,9 +17,12 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines import expiry
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
+    RESPONSE_TO_AMEND,
+    RESPONSE_TO_CANCEL,
+    cancel_reject,
     execution,
     free_order,
     intern,
@@ -65,10 +68,13 @@ from pipelines.matching.ladder import (
     next_level,
     remove_level,
 )
+from pipelines.matching.read_ahead import FROM_ORDERS, STAGES_AHEAD, look_ahead
 from pipelines.matching.records import (
     CHECKED,
     HAS_EXTRA,
     LIVE,
+    MAX_PRICE,
+    MAX_QUANTITY,
     PREVENTION_SHIFT,
     ROUTED,
     ExecType,
@@ -91,10 +97,7 @@ from pipelines.matching.risk import (
     settle,
 )
 from pipelines.matching.routed import (
-    RESPONSE_TO_AMEND,
-    RESPONSE_TO_CANCEL,
     amend_routed,
-    cancel_reject,
     enter_routed,
     link_routed,
     request_cancel,
@@ -102,18 +105,13 @@ from pipelines.matching.routed import (
 )
 from pipelines.pages import mark
 
-__all__ = ["MAX_PRICE", "MAX_QUANTITY", "MAX_SLICES", "apply_rows", "intern_empty", "rebuild", "reindex"]
+__all__ = ["MAX_SLICES", "apply_rows", "intern_empty", "rebuild", "reindex"]
 
-MAX_PRICE: Final = 10**15
-MAX_QUANTITY: Final = 10**12
 MAX_SLICES: Final = 1_000
 """An iceberg shows at least this part of itself, so that one order cannot make any number of trades."""
 NO_PRICE: Final = 1 << 60
-
-READ_AHEAD: Final = 32
-"""Events whose orders are read together; see `_read_ahead`."""
-READ_AHEAD_FROM: Final = 5_000
-"""Live orders from which on that pays."""
+PUBLISHED_AHEAD: Final = 8
+"""Symbols between one whose best levels are brought into the cache and the one that is published."""
 
 # kinds of events, in the order of the schema's union
 NEW_ORDER: Final = 0
@@ -140,8 +138,6 @@ LIMIT: Final = np.int64(OrderType.LIMIT)
 MARKET: Final = np.int64(OrderType.MARKET)
 STOP: Final = np.int64(OrderType.STOP)
 STOP_LIMIT: Final = np.int64(OrderType.STOP_LIMIT)
-GTC: Final = np.int64(TimeInForce.GTC)
-DAY: Final = np.int64(TimeInForce.DAY)
 GTD: Final = np.int64(TimeInForce.GTD)
 IOC: Final = np.int64(TimeInForce.IOC)
 FOK: Final = np.int64(TimeInForce.FOK)
@@ -162,7 +158,6 @@ REJECTED: Final = np.int64(ExecType.REJECTED)
 EXPIRED: Final = np.int64(ExecType.EXPIRED)
 TRIGGERED: Final = np.int64(ExecType.TRIGGERED)
 STATUS_NEW: Final = np.int64(OrderStatus.NEW)
-STATUS_PARTIALLY_FILLED: Final = np.int64(OrderStatus.PARTIALLY_FILLED)
 STATUS_CANCELED: Final = np.int64(OrderStatus.CANCELED)
 STATUS_REPLACED: Final = np.int64(OrderStatus.REPLACED)
 STATUS_REJECTED: Final = np.int64(OrderStatus.REJECTED)
@@ -266,10 +261,10 @@ def _check_special(command: Any, clock: Any) -> Any:
 @compiled_inline
 def _crosses(state: Any, symbol: Any, side: Any, price: Any) -> Any:
     """Whether a limit order would trade at once."""
-    best = np.int64(state.sides[symbol * SIDES + 1 - side].best)
-    if best == 0:
+    opposite = state.sides[symbol * SIDES + 1 - side]
+    if opposite.best == 0:
         return False
-    ahead = state.levels[best].price - price
+    ahead = opposite.best_price - price
     return ahead <= 0 if side == BUY else ahead >= 0
 
 
@@ -660,12 +655,12 @@ def _next_triggered(state: Any, given: Any, symbol: Any, low: Any, high: Any) ->
     """Slot of a stop order that trades between ``low`` and ``high`` reach, taken from where it waited; 0 if none."""
     if state.symbols[symbol].status != READY:
         return np.int64(0)
-    number = np.int64(state.sides[symbol * SIDES + BUY_STOPS].best)
-    if number == 0 or state.levels[number].price > high:
-        number = np.int64(state.sides[symbol * SIDES + SELL_STOPS].best)
-        if number == 0 or state.levels[number].price < low:
+    stops = state.sides[symbol * SIDES + BUY_STOPS]
+    if stops.best == 0 or stops.best_price > high:
+        stops = state.sides[symbol * SIDES + SELL_STOPS]
+        if stops.best == 0 or stops.best_price < low:
             return np.int64(0)
-    slot = np.int64(state.levels[number].head)
+    slot = np.int64(state.levels[stops.best].head)
     order = state.orders[slot]
     unlink(state, slot)
     if order.order_type == STOP_LIMIT:
@@ -754,41 +749,6 @@ def _expires_at(state: Any, slot: Any) -> Any:
 
 
 @compiled
-def _read_ahead(state: Any, commands: Any, first: Any, end: Any) -> None:
-    """Bring the orders that the next events name into the cache, many at a time instead of one after another."""
-    seen = np.int64(0)
-    for i in range(first, end):
-        command = commands[i]
-        if command.kind <= AMEND_ORDER:
-            seen ^= id_index.peek(state.order_index, command.order_id)
-    for i in range(first, end):
-        command = commands[i]
-        if command.kind <= AMEND_ORDER:
-            slot = id_index.peek(state.order_index, command.order_id)
-            if slot >= 0:
-                seen ^= state.orders[slot].id
-    for i in range(first, end):
-        command = commands[i]
-        if command.kind == CANCEL_ORDER or command.kind == AMEND_ORDER:
-            slot = id_index.peek(state.order_index, command.order_id)
-            if slot >= 0:
-                order = state.orders[slot]
-                seen ^= np.int64(state.orders[order.next].level) ^ np.int64(state.orders[order.prev].level)
-                seen ^= np.int64(state.levels[order.level].orders)
-                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
-                seen ^= np.int64(state.sides[side].root) ^ state.symbols[order.symbol].status
-    for i in range(first, end):
-        amend = state.amends[i]
-        if amend.kind == AMEND_ORDER and amend.price_is_set != 0 and 0 < amend.price <= MAX_PRICE:
-            slot = id_index.peek(state.order_index, amend.order_id)
-            if slot >= 0:
-                order = state.orders[slot]
-                side = np.int64(order.symbol) * SIDES + np.int64(order.side)
-                seen ^= np.int64(find_level(state, side, amend.price))
-    state.work[arrays.SUM] = seen
-
-
-@compiled
 def _publish(state: Any) -> Any:
     """Write what the frame changed: price levels in the order they were first touched, then the tops of the books.
 
@@ -830,6 +790,10 @@ def _publish(state: Any) -> Any:
         row.orders = orders
         written += 1
     for number in range(work[arrays.TOUCHED_SYMBOLS]):
+        if number + PUBLISHED_AHEAD < work[arrays.TOUCHED_SYMBOLS]:
+            side = state.touched_symbols[number + PUBLISHED_AHEAD] * SIDES
+            prefetch(state.levels, np.int64(state.sides[side + BIDS].best), 0)
+            prefetch(state.levels, np.int64(state.sides[side + ASKS].best), 0)
         symbol = state.touched_symbols[number]
         mark_symbol(state, symbol)
         bid_price, bid_quantity, ask_price, ask_quantity = _tops(state, symbol)
@@ -861,14 +825,14 @@ def _publish(state: Any) -> Any:
 @compiled_inline
 def _tops(state: Any, symbol: Any) -> Any:
     """Bid price and quantity, ask price and quantity; zeros for a side without orders."""
-    bid = np.int64(state.sides[symbol * SIDES + BIDS].best)
-    ask = np.int64(state.sides[symbol * SIDES + ASKS].best)
+    bids = state.sides[symbol * SIDES + BIDS]
+    asks = state.sides[symbol * SIDES + ASKS]
     zero = np.int64(0)
     return (
-        state.levels[bid].price if bid != 0 else zero,
-        state.levels[bid].shown if bid != 0 else zero,
-        state.levels[ask].price if ask != 0 else zero,
-        state.levels[ask].shown if ask != 0 else zero,
+        bids.best_price if bids.best != 0 else zero,
+        state.levels[bids.best].shown if bids.best != 0 else zero,
+        asks.best_price if asks.best != 0 else zero,
+        state.levels[asks.best].shown if asks.best != 0 else zero,
     )
 
 
@@ -897,6 +861,27 @@ def _end_incoming(state: Any, given: Any, slot: Any, leaves: Any, reason: Any) -
     if order.flags & CHECKED:
         release(state, slot, leaves, True)
     order_report(state, given, CANCELED, STATUS_CANCELED, slot, leaves, np.int64(0), reason)
+
+
+@compiled_inline
+def _rest(state: Any, slot: Any, is_indexed: Any) -> None:
+    """Put the order in ``slot``, which is in no queue, into the book."""
+    order = state.orders[slot]
+    if order.flags & HAS_EXTRA and state.extras[slot].display_quantity > 0:
+        state.extras[slot].shown = min(state.extras[slot].display_quantity, order.leaves)
+    link(state, slot, np.int64(order.symbol) * SIDES + np.int64(order.side), order.price)
+    if not is_indexed:
+        id_index.insert(state.order_index, order.id, slot)
+
+
+@compiled_inline
+def _rests_at_once(state: Any, slot: Any, minimum: Any) -> Any:
+    """Whether an order that enters the market goes into the book without a trade, which most do."""
+    order = state.orders[slot]
+    if order.order_type != LIMIT or order.time_in_force >= IOC or minimum > 0:
+        return False
+    symbol = np.int64(order.symbol)
+    return state.symbols[symbol].status != READY or not _crosses(state, symbol, np.int64(order.side), order.price)
 
 
 @compiled
@@ -941,8 +926,7 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
             number = np.int64(book.best)
             if number == 0:
                 break
-            level = state.levels[number]
-            price = level.price
+            price = book.best_price
             if (price - limit) * sign > 0:
                 break
             if price > band_high or price < band_low:
@@ -950,6 +934,7 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
                 if must_not_rest:
                     ends = np.int64(VOLATILITY_HALT)
                 break
+            level = state.levels[number]
             maker = np.int64(level.head)
             resting = state.orders[maker]
             if prevention > PREVENTION_NONE and resting.account == order.account:
@@ -1007,11 +992,7 @@ def _match(state: Any, given: Any, slot: Any, is_indexed: Any, minimum: Any, bud
         ends = np.int64(IMMEDIATE_OR_CANCEL)
     if leaves > 0 and ends == NONE:
         order.leaves = leaves
-        if order.flags & HAS_EXTRA and state.extras[slot].display_quantity > 0:
-            state.extras[slot].shown = min(state.extras[slot].display_quantity, leaves)
-        link(state, slot, symbol * SIDES + side, order.price)
-        if not is_indexed:
-            id_index.insert(state.order_index, order.id, slot)
+        _rest(state, slot, is_indexed)
     else:
         if leaves > 0:
             _end_incoming(state, given, slot, leaves, ends)
@@ -1043,9 +1024,13 @@ def apply_rows(state: Any, clock: Any) -> Any:
     _expire(state, clock)
     new_orders = state.new_orders
     count = state.new_orders_length
+    looks_ahead = state.meta[arrays.LIVE_ORDERS] > FROM_ORDERS
+    if looks_ahead:
+        for i in range(-STAGES_AHEAD, 0):
+            look_ahead(state, i, count)
     for i in range(count):
-        if i % READ_AHEAD == 0 and state.meta[arrays.LIVE_ORDERS] > READ_AHEAD_FROM:
-            _read_ahead(state, new_orders, i, min(i + READ_AHEAD, count))
+        if looks_ahead:
+            look_ahead(state, i, count)
         kind = new_orders[i].kind
         slot = np.int64(0)
         symbol = np.int64(-1)
@@ -1134,7 +1119,10 @@ def apply_rows(state: Any, clock: Any) -> Any:
                 is_indexed = True
                 minimum = np.int64(0)
                 budget = np.int64(0)
-            low, high = _match(state, i, slot, is_indexed, minimum, budget, low, high)
+            if _rests_at_once(state, slot, minimum):
+                _rest(state, slot, is_indexed)
+            else:
+                low, high = _match(state, i, slot, is_indexed, minimum, budget, low, high)
             slot = np.int64(0)
         work[arrays.QUEUE_HEAD] = 0
         work[arrays.QUEUE_TAIL] = 0

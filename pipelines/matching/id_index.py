@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 from pipelines.pages import reserve
 
-__all__ = ["NOT_FOUND", "IdIndex", "find", "insert", "new_index", "peek", "remove"]
+__all__ = ["NOT_FOUND", "IdIndex", "fetch", "find", "find_likely", "insert", "new_index", "remove"]
 
 NOT_FOUND: Final = -1
 
@@ -88,13 +88,31 @@ def _hash(key: Any) -> Any:
 
 
 @compiled_inline
-def peek(index: Any, key: Any) -> Any:
-    """Slot that the first word of an id's search refers to, -1 if the word is empty or another hash's: a guess, read
-    ahead of time so that many of them are on their way from memory together."""
+def fetch(index: Any, key: Any) -> None:
+    """Have the word at which the search for an id starts brought into the cache, without waiting for it."""
     tag = _hash(key)
     segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
-    word = index.words[np.uint64(segment * SEGMENT) + (tag & _POSITION_BITS)]
-    return np.int64(word & _REFERENCE_BITS) - 1 if word >> _HALF == tag else np.int64(-1)
+    prefetch(index.words, segment * SEGMENT + np.int64(tag & _POSITION_BITS), 0)
+
+
+@compiled_inline
+def find_likely(index: Any, key: Any) -> Any:
+    """The slot that `find` would compare first, without reading its record, or `NOT_FOUND`: to know what to
+    `prefetch`. It may be another id's, and an id whose segment has a chain may be missed."""
+    tag = _hash(key)
+    segment = np.int64(index.directory[tag >> (_HALF - np.uint64(index.header[_DEPTH]))])
+    base = np.uint64(segment * SEGMENT)
+    position = tag & _POSITION_BITS
+    slot = np.int64(NOT_FOUND)
+    for _ in range(SEGMENT):
+        word = index.words[base + position]
+        if word == _ZERO:
+            break
+        if word >> _HALF == tag:
+            slot = np.int64(word & _REFERENCE_BITS) - 1
+            break
+        position = (position + _ONE) & _POSITION_BITS
+    return slot
 
 
 @compiled_inline

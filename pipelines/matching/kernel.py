@@ -24,7 +24,7 @@ from pipelines.compiled import source_digest
 from pipelines.errors import FrameError, StateVersionError, StreambankError
 from pipelines.frames import Events, Frame, Rows
 from pipelines.kernel import InvariantBroken, Output
-from pipelines.matching import arrays, engine, id_index, ladder
+from pipelines.matching import arrays, engine, id_index, ladder, read_ahead
 from pipelines.matching.records import (
     ACCOUNT,
     BALANCE,
@@ -110,8 +110,8 @@ class MatchingKernel:
             {
                 "orders": pages.Column(ORDER, order_slots, huge_pages=True),
                 "extras": pages.Column(EXTRA, order_slots),
-                "symbols": pages.Column(SYMBOL, max_symbols),
-                "accounts": pages.Column(ACCOUNT, max_accounts),
+                "symbols": pages.Column(SYMBOL, max_symbols, huge_pages=True),
+                "accounts": pages.Column(ACCOUNT, max_accounts, huge_pages=True),
                 "names": pages.Column(NAME, max_accounts + 3 * max_symbols),
                 "balances": pages.Column(BALANCE, positions),
                 "positions": pages.Column(POSITION, positions),
@@ -134,7 +134,7 @@ class MatchingKernel:
                 dirty=self._state.dirty,
                 first_pages=np.array([self._state.first_page[name] for name in columns], np.int64),
                 work=np.zeros(32, np.int64),
-                sides=pages.reserve(SIDE, max_symbols * ladder.SIDES),
+                sides=pages.reserve(SIDE, max_symbols * ladder.SIDES, huge_pages=True),
                 levels=pages.reserve(LEVEL, levels, huge_pages=True),
                 bits=pages.reserve(np.uint64, 9 * levels, huge_pages=True),
                 children=pages.reserve(np.int32, 9 * levels * 64, huge_pages=True),
@@ -161,6 +161,7 @@ class MatchingKernel:
                 touched_symbols=pages.reserve(np.int64, max_symbols),
                 symbol_cache=pages.reserve(np.int64, 2 << 14).reshape(-1, 2),
                 account_cache=pages.reserve(np.int64, 2 << 14).reshape(-1, 2),
+                ahead=np.zeros((read_ahead.RING, 2), np.int64),
                 best=pages.reserve(np.int64, max_symbols * 5).reshape(-1, 5),
             ),
             _SOURCES,
@@ -202,9 +203,10 @@ class MatchingKernel:
                 f"caused more than {_BUFFER_ROWS} reports"
             )
         if broken:
+            what = "a fee could not be booked" if broken == arrays.FEE_LOST else "a reserve could not be restored"
             raise InvariantBroken(
-                f"matching: a reserve could not be restored in the frame of {len(rows)} events produced at "
-                f"{frame.produced_at} (trace {frame.trace})"
+                f"matching: {what} in the frame of {len(rows)} events produced at {frame.produced_at} "
+                f"(trace {frame.trace})"
             )
         reports = self._outputs(_REPORTS, state.report_rows[: state.work.item(arrays.REPORTS)], MAX_REPORTS)
         if state.work.item(arrays.FRAME_TEXTS):
@@ -338,6 +340,9 @@ class MatchingKernel:
             for kind in range(ladder.SIDES):
                 number = int(state.sides[symbol * ladder.SIDES + kind]["best"])
                 tops.append(int(state.levels[number]["price"]) if number else None)
+                best_price = int(state.sides[symbol * ladder.SIDES + kind]["best_price"])
+                if number and best_price != tops[-1]:
+                    raise InvariantBroken(f"matching: {name} side {kind}: best price {best_price}, not {tops[-1]}")
                 levels = 0
                 last: int | None = None
                 while number:

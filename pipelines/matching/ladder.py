@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
 
-from pipelines.compiled import compiled, compiled_inline
+from pipelines.compiled import compiled, compiled_inline, prefetch
 
 __all__ = [
     "ASKS", "BIDS", "BUY_STOPS", "FREE_LEVEL", "FREE_NODE", "LEVELS", "NODES", "SELL_STOPS", "SIDES", "add_level",
-    "find_level", "is_highest_first", "next_level", "remove_level",
+    "fetch_leaf", "fetch_root", "find_level", "is_highest_first", "next_level", "remove_level",
 ]  # fmt: skip
 
 SIDES: Final = 4
@@ -63,6 +63,30 @@ def find_level(state: Any, side: Any, price: Any) -> Any:
             node = np.int64(state.children[node * 64 + ((price >> shift) & 63)])
             shift -= 6
     return node
+
+
+@compiled_inline
+def fetch_root(state: Any, side: Any, price: Any) -> None:
+    """Have the first step of the way to a price brought into the cache, the side being there; see `fetch_leaf`."""
+    found = state.sides[side]
+    shift = 6 * np.int64(found.height) - 6
+    if shift >= 0:
+        prefetch(state.bits, np.int64(found.root), 0)
+        prefetch(state.children, np.int64(found.root) * 64 + ((price >> shift) & 63), 0)
+
+
+@compiled_inline
+def fetch_leaf(state: Any, side: Any, price: Any) -> None:
+    """The same for the last step, all steps before it being in the cache."""
+    found = state.sides[side]
+    node = np.int64(found.root)
+    shift = 6 * np.int64(found.height) - 6
+    if shift > 0:
+        while shift > 0 and node != 0:
+            node = np.int64(state.children[node * 64 + ((price >> shift) & 63)])
+            shift -= 6
+        prefetch(state.bits, node, 0)
+        prefetch(state.children, node * 64 + (price & 63), 0)
 
 
 @compiled_inline
@@ -156,16 +180,13 @@ def add_level(state: Any, side: Any, price: Any) -> Any:
         state.bits[node] |= _ONE << np.uint64(price & 63)
     else:
         _add_path(state, side, price, number)
-    best = np.int64(found.best)
-    if best == 0:
+    is_best = np.int64(found.best) == 0
+    if not is_best:
+        ahead = price - found.best_price
+        is_best = ahead > 0 if is_highest_first(side) else ahead < 0
+    if is_best:
         found.best = number
-    else:
-        ahead = price - state.levels[best].price
-        if is_highest_first(side):
-            if ahead > 0:
-                found.best = number
-        elif ahead < 0:
-            found.best = number
+        found.best_price = price
     found.levels += 1
     return number
 
@@ -219,14 +240,15 @@ def _prune(state: Any, side: Any, price: Any) -> None:
 
 
 @compiled_inline
-def _first_below(state: Any, node: Any, shift: Any, highest: Any) -> Any:
-    """The level that is first in the subtree of ``node``."""
+def _first_below(state: Any, node: Any, shift: Any, highest: Any, prefix: Any) -> Any:
+    """The level that is first in the subtree of ``node``, and its price; ``prefix`` are the price's bits so far."""
     while shift >= 0:
         bits = state.bits[node]
         place = 63 - np.int64(leading_zeros(bits)) if highest else np.int64(trailing_zeros(bits))
         node = np.int64(state.children[node * 64 + place])
+        prefix = prefix << 6 | place
         shift -= 6
-    return node
+    return node, prefix
 
 
 @compiled
@@ -254,7 +276,9 @@ def remove_level(state: Any, number: Any) -> None:
         if root == 0:
             found.best = 0
         else:
-            found.best = _first_below(state, root, 6 * np.int64(found.height) - 6, is_highest_first(side))
+            found.best, found.best_price = _first_below(
+                state, root, 6 * np.int64(found.height) - 6, is_highest_first(side), found.base
+            )
     level.orders = 0
     level.head = state.work[FREE_LEVEL]
     state.work[FREE_LEVEL] = number
@@ -285,4 +309,5 @@ def next_level(state: Any, number: Any) -> Any:
     if turn == 0:
         return np.int64(0)
     first = 63 - np.int64(leading_zeros(turn_bits)) if highest else np.int64(trailing_zeros(turn_bits))
-    return _first_below(state, np.int64(state.children[turn * 64 + first]), turn_shift - 6, highest)
+    subtree = np.int64(state.children[turn * 64 + first])
+    return _first_below(state, subtree, turn_shift - 6, highest, np.int64(0))[0]

@@ -12,10 +12,16 @@ from typing import Final
 import numpy as np
 
 __all__ = [
-    "ACCOUNT", "BALANCE", "EXTRA", "LEVEL", "NAME", "ORDER", "POSITION", "ROUTE", "SESSION", "SIDE", "SYMBOL",
-    "ExecType", "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention", "Side", "TimeInForce",
-    "TradingStatus",
+    "ACCOUNT", "BALANCE", "EXTRA", "LEVEL", "MAX_PRICE", "MAX_QUANTITY", "NAME", "ORDER", "POSITION", "ROUTE",
+    "SESSION", "SIDE", "SYMBOL", "ExecType", "OrderStatus", "OrderType", "Reason", "RiskModel", "SelfTradePrevention",
+    "Side", "TimeInForce", "TradingStatus",
 ]  # fmt: skip
+
+
+MAX_PRICE: Final = 10**15
+"""Ticks."""
+MAX_QUANTITY: Final = 10**12
+"""Lots of an order."""
 
 
 class Side(IntEnum):
@@ -300,9 +306,18 @@ SESSION: Final = _record(
     ("window_count", "<i8"),
 )
 
-SIDE: Final = _record(32, ("base", "<i8"), ("best", "<i4"), ("root", "<i4"), ("height", "<i4"), ("levels", "<i4"),
-                      ("feed", "<i4"))  # fmt: skip
-"""One side of a book, see `pipelines.matching.ladder`; ``feed``: whether market data tells its orders."""
+SIDE: Final = _record(
+    32,
+    ("base", "<i8"),
+    ("best_price", "<i8"),
+    ("best", "<i4"),
+    ("root", "<i4"),
+    ("levels", "<i4"),
+    ("height", "u1"),
+    ("feed", "u1"),
+)
+"""One side of a book, see `pipelines.matching.ladder`; ``best_price`` is that of level ``best`` while there is one, so
+that most orders need not read the level; ``feed``: whether market data tells its orders."""
 
 LEVEL: Final = _record(
     64,

@@ -363,8 +363,11 @@ def settle(state: Any, slot: Any, lots: Any, price: Any, is_taker: Any) -> None:
         mark_balance(state, np.int64(position.base))
     if fee != 0:
         fees = find_balance(state, FEES_ACCOUNT, instrument.quote_asset)
-        state.balances[fees].fees += fee
-        mark_balance(state, fees)
+        if fees >= 0:
+            state.balances[fees].fees += fee
+            mark_balance(state, fees)
+        else:
+            state.work[arrays.BROKEN] = arrays.FEE_LOST
     mark_balance(state, np.int64(position.quote))
     mark_position(state, place)
 

@@ -23,18 +23,23 @@ import numpy as np
 from pipelines.compiled import compiled, compiled_inline
 from pipelines.matching import arrays, id_index
 from pipelines.matching.book import (
+    RESPONSE_TO_AMEND,
+    RESPONSE_TO_CANCEL,
+    cancel_reject,
     execution,
     free_order,
     mark_account,
     mark_extra,
     mark_order,
     new_order_slot,
-    next_report,
+    new_report,
 )
 from pipelines.matching.records import (
     CHECKED,
     HAS_EXTRA,
     LIVE,
+    MAX_PRICE,
+    MAX_QUANTITY,
     ROUTED,
     ExecType,
     OrderStatus,
@@ -59,11 +64,8 @@ from pipelines.matching.risk import (
     settle,
 )
 
-__all__ = ["amend_routed", "cancel_reject", "cancel_routed", "enter_routed", "link_routed", "request_cancel",
-           "venue_report"]  # fmt: skip
+__all__ = ["amend_routed", "cancel_routed", "enter_routed", "link_routed", "request_cancel", "venue_report"]
 
-MAX_PRICE: Final = 10**15
-MAX_QUANTITY: Final = 10**12
 MAX_EXECUTION_ID: Final = 64
 """Bytes of a venue's ExecID that a report tells; a frame of `MAX_REPORTS` of these stays below Kafka's limit."""
 
@@ -87,8 +89,6 @@ SAID_EXPIRED: Final = 5
 SAID_CANCEL_REJECTED: Final = 6
 SAID_REPLACE_REJECTED: Final = 7
 
-RESPONSE_TO_CANCEL: Final = 0
-RESPONSE_TO_AMEND: Final = 1
 ROUTE_REQUEST: Final = 4
 """Kind of RouteRequest on the reports topic."""
 
@@ -145,26 +145,6 @@ OVERFILL: Final = np.int64(Reason.OVERFILL)
 
 
 @compiled
-def cancel_reject(state: Any, given: Any, slot: Any, order_id: Any, response_to: Any, reason: Any) -> None:
-    """Write an OrderCancelReject; ``slot`` is the order's, 0 where none was found."""
-    number = next_report(state)
-    state.meta[arrays.EXECUTIONS] += 1
-    for word in range(state.report_rows.shape[1]):
-        state.report_rows[number, word] = 0
-    report = state.cancel_rejects[number]
-    report.kind = 1
-    report.input = given
-    report.order_id = order_id
-    report.response_to = response_to
-    report.reason = reason
-    report.execution_id = state.meta[arrays.EXECUTIONS]
-    if slot > 0:
-        order = state.orders[slot]
-        report.account = state.accounts[order.account].word
-        report.symbol = state.symbols[order.symbol].word
-
-
-@compiled
 def link_routed(state: Any, slot: Any) -> None:
     """Put an order behind the routed ones."""
     order = state.orders[slot]
@@ -198,13 +178,8 @@ def _request(state: Any, given: Any, action: Any, slot: Any, price: Any, quantit
     """Write a RouteRequest; its number."""
     order = state.orders[slot]
     route = state.routes[slot]
-    number = next_report(state)
-    state.meta[arrays.EXECUTIONS] += 1
-    for word in range(state.report_rows.shape[1]):
-        state.report_rows[number, word] = 0
+    number = new_report(state, ROUTE_REQUEST, given)
     report = state.route_requests[number]
-    report.kind = ROUTE_REQUEST
-    report.input = given
     report.action = action
     report.venue = state.accounts[route.venue].word
     report.order_id = order.id

@@ -36,8 +36,8 @@ def test_published_answer() -> None:
 
 
 def test_large_books_stay_whole() -> None:
-    """Twenty thousand live orders in two hundred symbols, moved about; then restored from pages."""
-    rows, _, live = interleaved_stream(20_000, live=20_000, symbols=200)
+    """So many live orders, in two hundred symbols, that what they need is read ahead; then restored from pages."""
+    rows, _, live = interleaved_stream(20_000, live=25_000, symbols=200)
     kernel = MatchingKernel()
     for frame in frames(command_rows(rows, [f"S{number}" for number in range(200)], 1_000)):
         kernel.apply(frame)

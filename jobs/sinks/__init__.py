@@ -30,7 +30,7 @@ __all__ = ["SINKS", "load_sink"]
 
 SINKS: Final[dict[str, str]] = {
     "postgres": "jobs.sinks.postgres:PostgresSink",
-    "cassandra": "jobs.sinks.cassandra:CassandraSink",
+    "cassandra": "jobs.sinks.statements:StatementsSink",
     "postgres-totals": "jobs.sinks.ledger_totals:PostgresTotalsSink",
     "cassandra-totals": "jobs.sinks.ledger_totals:CassandraTotalsSink",
     "fraud-cases": "jobs.sinks.fraud_cases:FraudCasesSink",

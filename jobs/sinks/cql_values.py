@@ -1,12 +1,15 @@
 """Rows of words as serialized CQL values, written by compiled code.
 
 The driver serializes a bound value in some two microseconds of Python; a statement row has 23. Here all values of a
-batch are written into one buffer, and a row only costs the slices. Formats: CQL native protocol 5, section 6: int and
-bigint are big-endian, a varint is minimal big-endian two's complement.
+batch are written into one buffer: by `serialize`, after which a row only costs the slices, or by `serialize_queries` as
+they stand in a BATCH message. Formats: CQL native protocol 5, sections 4.1.7 and 6: int and bigint are big-endian, a
+varint is minimal big-endian two's complement.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.frames import Rows
 
-__all__ = ["BIGINT", "INT", "VARINT_U64", "VARINT_U128", "serialize"]
+__all__ = ["BIGINT", "INT", "TEXT", "VARINT_U64", "VARINT_U128", "query_head", "serialize", "serialize_queries"]
 
 INT: Final = 0
 BIGINT: Final = 1
@@ -23,8 +26,12 @@ VARINT_U64: Final = 2
 """varint from one unsigned word."""
 VARINT_U128: Final = 3
 """varint from two unsigned words, low first."""
+TEXT: Final = 4
+"""One of a few texts, from its number; only in `serialize_queries`."""
 
 _MOST_BYTES: Final = 17
+_LENGTH_BYTES: Final = 4
+_PREPARED: Final = 1
 
 
 def serialize(rows: Rows, kinds: NDArray[np.int64]) -> list[list[bytes]]:
@@ -42,6 +49,24 @@ def serialize(rows: Rows, kinds: NDArray[np.int64]) -> list[list[bytes]]:
             start = end
         values.append(row)
     return values
+
+
+def query_head(query_id: bytes, values: int) -> bytes:
+    """What stands before the values of one execution of a prepared statement in a BATCH message."""
+    return struct.pack(f">BH{len(query_id)}sH", _PREPARED, len(query_id), query_id, values)
+
+
+def serialize_queries(
+    rows: Rows, kinds: NDArray[np.int64], texts: Sequence[bytes], head: bytes
+) -> tuple[bytes, NDArray[np.int64]]:
+    """The rows as they stand in a BATCH message, ``head`` before the values of each, and where each one ends."""
+    most = len(head) + len(kinds) * (_LENGTH_BYTES + max(_MOST_BYTES, *map(len, texts)))
+    buffer = np.empty(len(rows) * most, np.uint8)
+    ends = np.empty(len(rows), np.int64)
+    text_ends = np.cumsum([0, *map(len, texts)])
+    text = np.frombuffer(b"".join(texts), np.uint8)
+    _serialize_queries(rows, kinds, text, text_ends, np.frombuffer(head, np.uint8), buffer, ends)
+    return buffer[: ends[-1] if len(rows) else 0].tobytes(), ends
 
 
 @njit(nogil=True, cache=True)
@@ -73,20 +98,54 @@ def _put_varint(buffer: NDArray[np.uint8], position: int, low: Any, high: Any) -
 
 
 @njit(nogil=True, cache=True)
+def _put_number(buffer: NDArray[np.uint8], position: int, kind: int, rows: Rows, row: int, word: int) -> int:
+    if kind == 0:
+        return _put(buffer, position, rows[row, word], 4)
+    if kind == 1:
+        return _put(buffer, position, rows[row, word], 8)
+    if kind == 2:
+        return _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(0))
+    return _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(rows[row, word + 1]))
+
+
+@njit(nogil=True, cache=True)
 def _serialize(rows: Rows, kinds: NDArray[np.int64], buffer: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
     position = 0
     for row in range(len(rows)):
         word = 0
         for column in range(len(kinds)):
-            kind = kinds[column]
-            if kind == 0:
-                position = _put(buffer, position, rows[row, word], 4)
-            elif kind == 1:
-                position = _put(buffer, position, rows[row, word], 8)
-            elif kind == 2:
-                position = _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(0))
-            else:
-                position = _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(rows[row, word + 1]))
-                word += 1
-            word += 1
+            position = _put_number(buffer, position, kinds[column], rows, row, word)
+            word += 2 if kinds[column] == 3 else 1
             ends[row, column] = position
+
+
+@njit(nogil=True, cache=True)
+def _serialize_queries(
+    rows: Rows,
+    kinds: NDArray[np.int64],
+    text: NDArray[np.uint8],
+    text_ends: NDArray[np.int64],
+    head: NDArray[np.uint8],
+    buffer: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+) -> None:
+    position = 0
+    for row in range(len(rows)):
+        for index in range(len(head)):
+            buffer[position + index] = head[index]
+        position += len(head)
+        word = 0
+        for column in range(len(kinds)):
+            start = position + 4
+            if kinds[column] == 4:
+                chosen = rows[row, word]
+                end = start
+                for index in range(text_ends[chosen], text_ends[chosen + 1]):
+                    buffer[end] = text[index]
+                    end += 1
+            else:
+                end = _put_number(buffer, start, kinds[column], rows, row, word)
+            _put(buffer, position, end - start, 4)
+            position = end
+            word += 2 if kinds[column] == 3 else 1
+        ends[row] = position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,7 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from cassandra import ConsistencyLevel
 from cassandra.cqltypes import IntegerType
+from cassandra.protocol import BatchMessage, ProtocolHandler
+from cassandra.query import BatchType
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.adapt import Transformer
@@ -27,10 +31,11 @@ from jobs.sinks.base import (
     StoreUnavailable,
     TooManyDeadLetters,
 )
-from jobs.sinks.cassandra import statement_rows
 from jobs.sinks.copy_binary import INT4, INT8, U64, U128, Column, CopyTable
+from jobs.sinks.cql_batches import BatchesHandler, EncodedBatch, EncodedRows, encode, in_batches
 from jobs.sinks.cql_values import BIGINT, INT, VARINT_U64, VARINT_U128, serialize
 from jobs.sinks.records import MAX_REWINDS, RecordReader, ShardOrder, Verdict
+from jobs.sinks.statements import encode_statements, statement_rows
 from jobs.sinks.worker import DeadLetterLimit
 from pipelines.catalogue import LEDGER_EVENTS, Topic
 from pipelines.codec import codec_of, signed
@@ -305,7 +310,9 @@ def test_events_set_aside_keep_the_places_of_the_others() -> None:
 def test_a_statement_has_a_row_per_side_in_the_month_of_the_timestamp(time: datetime, month: int) -> None:
     nanoseconds = int(time.timestamp()) * 10**9 + 999_999_999
     addition = addition_of(3, 8, transfer(1, 5, 6, 10, 20, timestamp=nanoseconds))
-    debit, credit = statement_rows(ledger_rows.gather([addition]))
+    encoded = encode_statements(statement_rows(ledger_rows.gather([addition])), QUERY)
+    debit, credit = sorted(queries(encoded.data), key=lambda row: row[2])
+    assert sorted(encoded.keys) == sorted([row[0], row[2], row[1]] for row in (debit, credit))
     assert debit[:5] == [
         struct.pack(">i", 3),
         struct.pack(">i", month),
@@ -316,6 +323,22 @@ def test_a_statement_has_a_row_per_side_in_the_month_of_the_timestamp(time: date
     assert (debit[5], credit[2], credit[5]) == (b"\x06", b"\x06", b"\x05")
     assert debit[-3:] == [struct.pack(">q", 8), b"transfer", b"debit"]
     assert credit[-3:] == [struct.pack(">q", 8), b"transfer", b"credit"]
+
+
+def test_the_statement_rows_of_an_account_lie_together_newest_first() -> None:
+    times = [datetime(2024, 1, day, tzinfo=UTC).timestamp() * 10**9 for day in (1, 2, 3)]
+    events = [
+        transfer(number, *sides, number, number, timestamp=int(times[number]))
+        for number, sides in ((0, (5, 6)), (1, (6, 5)), (2, (5, 7)))
+    ]
+    encoded = encode_statements(statement_rows(ledger_rows.gather([addition_of(3, 8, *events)])), QUERY)
+    found = [[(row[2], row[3]) for row in queries(part)] for part in partitions_of(encoded)]
+    place = [struct.pack(">q", int(time)) for time in times]
+    assert sorted(found) == [
+        [(b"\x05", place[2]), (b"\x05", place[1]), (b"\x05", place[0])],
+        [(b"\x06", place[1]), (b"\x06", place[0])],
+        [(b"\x07", place[2])],
+    ]
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -356,3 +379,72 @@ def test_cql_values_are_what_the_driver_writes(rows: list[tuple[int, int, int, i
         ]
         for a, b, c, d in rows
     ]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+QUERY = b"sixteen bytes id"
+
+
+def queries(data: bytes) -> list[list[bytes]]:
+    """The values of each execution of `QUERY` in the body of a BATCH message (CQL native protocol 5, section 4.1.7)."""
+    found, position = [], 0
+    while position < len(data):
+        prepared, length, query, count = struct.unpack_from(">BH16sH", data, position)
+        assert (prepared, length, query) == (1, 16, QUERY)
+        position += struct.calcsize(">BH16sH")
+        values = []
+        for _ in range(count):
+            (size,) = struct.unpack_from(">i", data, position)
+            values.append(data[position + 4 : position + 4 + size])
+            position += 4 + size
+        found.append(values)
+    return found
+
+
+def partitions_of(encoded: EncodedRows) -> list[bytes]:
+    return [
+        encoded.data[encoded.ends[first] : encoded.ends[end]]
+        for first, end in zip(encoded.partitions, encoded.partitions[1:], strict=False)
+    ]
+
+
+def sent(batch: EncodedBatch) -> bytes:
+    message = BatchMessage(batch.batch_type, batch._statements_and_parameters, ConsistencyLevel.LOCAL_QUORUM, None, 7)
+    return bytes(BatchesHandler.encode_message(message, 3, 5, None, False))
+
+
+@pytest.mark.parametrize("owners", [1, 3])
+def test_batches_hold_a_partition_or_a_few_and_are_what_the_driver_would_send(owners: int) -> None:
+    """A few partitions of 1 to 400 rows, mixed, 40 to 1,000 bytes each; and one row larger than a batch should be."""
+    chance = random.Random(owners)
+    rows = [
+        [key.to_bytes(4), number.to_bytes(4), b"v" * chance.choice((5, 40, 900))]
+        for key, count in enumerate([*[1] * 40, *[3] * 20, 60, 400, 1])
+        for number in range(count)
+    ]
+    rows[-1][2] = b"v" * 200_000
+    chance.shuffle(rows)
+
+    def owner_of(key: Sequence[bytes]) -> int:
+        return key[0][-1] % owners
+
+    batches = list(in_batches(encode(rows, QUERY, [0]), "ks", 1, owner_of if owners > 1 else None))
+    written = []
+    for batch in batches:
+        found = queries(batch._statements_and_parameters.data)
+        written += found
+        as_driver = BatchMessage(
+            BatchType.UNLOGGED, [(True, QUERY, row) for row in found], ConsistencyLevel.LOCAL_QUORUM, None, 7
+        )
+        assert sent(batch) == ProtocolHandler.encode_message(as_driver, 3, 5, None, False)
+        keys = {row[0] for row in found}
+        size = sum(len(value) for row in found for value in row) + 16 * len(found)
+        assert len(keys) == 1 or (len(keys) <= 10 and size <= 5 * 1024)
+        assert size <= 128 * 1024 or len(found) == 1
+        assert len({owner_of([key]) for key in keys}) == 1
+        assert (batch.routing_key in keys) == (owners > 1)
+    assert sorted(written) == sorted(rows)
+    of_key = {key: [row for row in rows if row[0] == key] for key in {row[0] for row in rows}}
+    assert all([row for row in written if row[0] == key] == own for key, own in of_key.items())  # in order
+    assert len(batches) < 50

@@ -9,14 +9,14 @@
   event left an account beyond its limit.
 
 It only reads, and expects that nothing is on its way: `wait_drained` waits for that. Stores are compared row by row
-through 64-bit hashes, so memory stays at some 16 bytes per row.
+through 64-bit hashes (`jobs.row_words`), so memory stays at some 16 bytes per row.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import TracebackType
@@ -31,6 +31,7 @@ from infra.settings import Settings
 from infra.stores import API_ROLE, cassandra_session, postgres_conninfo
 from jobs.dead_letters import decode_letters
 from jobs.registry_reader import registry_reader
+from jobs.row_words import cassandra_pages, copy_stream, hash_rows, text_number
 from jobs.topic_reader import TopicReader
 from pipelines.catalogue import (
     LEDGER_COMMANDS,
@@ -53,8 +54,6 @@ __all__ = ["SINKS", "Backlog", "BacklogReader", "Check", "Verification", "verify
 
 SINKS: Final = ("postgres", "cassandra")
 LEDGER: Final = PIPELINES["ledger"]
-SERVER_CURSOR_ROWS: Final = 20_000
-PAGE_ROWS: Final = 5_000
 FRAMES_AT_ONCE: Final = 200
 
 
@@ -430,6 +429,7 @@ STATEMENT_COLUMNS: Final = (
     "code", "flags", "pending_id", "user_data_128", "user_data_64", "user_data_32", "debits_pending", "debits_posted",
     "credits_pending", "credits_posted", "account_flags", "sequence",
 )  # fmt: skip
+_ACCOUNTS: Final = f"SELECT shard, id, {', '.join(ACCOUNT_COLUMNS)} FROM accounts"  # noqa: S608 - names of this module
 
 
 def _expect_accounts(shard: int, kernel: LedgerKernel, expected: _Expected) -> None:
@@ -457,14 +457,13 @@ def _expect_events(shard: int, applied: Sequence[Frame], expected: _Expected) ->
     ):
         mine = np.flatnonzero(rows[:, 0] == event_type.kind)
         events = rows[mine].view(event_type.dtype)[:, 0]
-        sequence = sequences[mine].tolist()
+        shard_and_sequence = np.full(len(mine), shard), sequences[mine]
         expected.beyond_limit += sum(_beyond_limit(events, side) for side in ("debit", "credit"))
         names = TRANSFER_COLUMNS if entry == "transfer" else EXPIRY_COLUMNS
-        kept.append(_hash_rows([[shard] * len(mine), *(_values(events, name) for name in names[:-1]), sequence]))
+        kept.append(_hash_columns(events, names, {}, *shard_and_sequence))
         for side, other in (("debit", "credit"), ("credit", "debit")):
-            expected.statements.append(
-                _hash_rows([[shard] * len(mine), *_statement(events, event_type, entry, side, other), sequence])
-            )
+            sources = _statement_sources(event_type, entry, side, other)
+            expected.statements.append(_hash_columns(events, STATEMENT_COLUMNS, sources, *shard_and_sequence))
 
 
 def _beyond_limit(events: NDArray[np.void], side: str) -> int:
@@ -476,33 +475,56 @@ def _beyond_limit(events: NDArray[np.void], side: str) -> int:
         (AccountFlags.credits_must_not_exceed_debits, "credits", "debits"),
     ):
         limited = events[(flags & flag) != 0]
-        names = (f"{own}_pending", f"{own}_posted", f"{other}_posted")
-        pending, posted, bound = (_values(limited, f"{side}_account_{name}") for name in names)
-        beyond += sum(a + b > c for a, b, c in zip(pending, posted, bound, strict=True))
+        names = [f"{side}_account_{name}" for name in (f"{own}_pending", f"{own}_posted", f"{other}_posted")]
+        if all(not limited[f"{name}_hi"].any() and not (limited[f"{name}_lo"] >> 62).any() for name in names):
+            pending, posted, bound = (limited[f"{name}_lo"] for name in names)
+            beyond += int((pending + posted > bound).sum())
+        else:
+            balances = (_values(limited, name) for name in names)
+            beyond += sum(a + b > c for a, b, c in zip(*balances, strict=True))
     return beyond
 
 
-def _statement(
-    events: NDArray[np.void], event_type: EventType, entry: str, side: str, other: str
-) -> Iterator[list[Any]]:
-    """The columns of `STATEMENT_COLUMNS` but the last, for one side of transfers or expiries."""
+def _statement_sources(event_type: EventType, entry: str, side: str, other: str) -> dict[str, str | int]:
+    """Where the columns of a statement come from, whose names are not those of the event's fields; a number is one."""
     names = {found.name for found in event_type.fields}
-    replaced = {
+    sources: dict[str, str | int] = {
         "account_id": f"{side}_account_id",
         "counterparty_account_id": f"{other}_account_id",
         "account_flags": f"{side}_account_flags",
         "transfer_id": "id" if entry == "transfer" else "pending_id",
+        "entry": text_number(entry),
+        "direction": text_number(side),
     }
     for column in STATEMENT_COLUMNS[:-1]:
-        source = replaced.get(column, column)
-        if column in ("entry", "direction"):
-            yield [entry if column == "entry" else side] * len(events)
-        elif column.startswith(("debits_", "credits_")):
-            yield _values(events, f"{side}_account_{column}")
-        elif source in names and (entry == "transfer" or column != "pending_id"):
-            yield _values(events, source)
+        if column.startswith(("debits_", "credits_")):
+            sources[column] = f"{side}_account_{column}"
+        elif column not in sources and (column not in names or (entry == "expiry" and column == "pending_id")):
+            sources[column] = 0  # an expiry has no such field
+    return sources
+
+
+def _hash_columns(
+    events: NDArray[np.void],
+    columns: Sequence[str],
+    sources: Mapping[str, str | int],
+    shard: NDArray[np.int64],
+    sequence: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Hashes of rows as `jobs.row_words` reads them: shard, the columns but the last, sequence."""
+    words = np.zeros((len(events), 2 * len(columns) + 3), np.int64)
+    words[:, 0] = shard
+    words[:, -3] = sequence
+    for place, column in enumerate(columns[:-1], 1):
+        source = sources.get(column, column)
+        if isinstance(source, int):
+            words[:, 2 * place : 2 * place + 2] = source, 0
+        elif f"{source}_lo" in (events.dtype.names or ()):
+            words[:, 2 * place] = events[f"{source}_lo"].view(np.int64)
+            words[:, 2 * place + 1] = events[f"{source}_hi"].view(np.int64)
         else:
-            yield [0] * len(events)  # an expiry has no such field
+            words[:, 2 * place] = events[source].astype(np.int64)
+    return hash_rows(words)
 
 
 def _values(records: NDArray[np.void], name: str) -> list[int]:
@@ -516,17 +538,22 @@ def _values(records: NDArray[np.void], name: str) -> list[int]:
     return [hi << 64 | lo for lo, hi in zip(low, high.tolist(), strict=True)]
 
 
-def _hash_rows(columns: Sequence[Sequence[Any]]) -> NDArray[np.int64]:
-    return np.fromiter(map(hash, zip(*columns, strict=True)), np.int64, len(columns[0]))
-
-
-def _difference(expected: Iterable[NDArray[np.int64]], found: NDArray[np.int64]) -> tuple[int, int]:
+def _difference(expected: Sequence[NDArray[np.int64]], found: NDArray[np.int64]) -> tuple[int, int]:
     """How many rows are missing and how many are too many."""
-    wanted, wanted_counts = np.unique(np.concatenate([np.empty(0, np.int64), *expected]), return_counts=True)
-    held, held_counts = np.unique(found, return_counts=True)
+    wanted = _joined(expected)
+    wanted.sort()
+    held = np.sort(found)
+    if np.array_equal(wanted, held):
+        return 0, 0
+    wanted, wanted_counts = np.unique(wanted, return_counts=True)
+    held, held_counts = np.unique(held, return_counts=True)
     common, in_wanted, in_held = np.intersect1d(wanted, held, assume_unique=True, return_indices=True)
     matched = int(np.minimum(wanted_counts[in_wanted], held_counts[in_held]).sum()) if len(common) else 0
     return int(wanted_counts.sum()) - matched, int(held_counts.sum()) - matched
+
+
+def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _verify_postgres(config: Settings, expected: _Expected, figures: Counter[str], found: Verification) -> None:
@@ -534,7 +561,7 @@ def _verify_postgres(config: Settings, expected: _Expected, figures: Counter[str
         connection.read_only = True
         accounts: dict[tuple[int, int], tuple[int, ...]] = {
             (int(shard), int(account)): tuple(int(value) for value in values)
-            for shard, account, *values in _stream(connection, "accounts", ("shard", "id", *ACCOUNT_COLUMNS))
+            for shard, account, *values in connection.execute(_ACCOUNTS)
         }
         figures["postgres accounts"] = len(accounts)
         found.check("postgres accounts", len(expected.accounts), len(accounts))
@@ -546,7 +573,7 @@ def _verify_postgres(config: Settings, expected: _Expected, figures: Counter[str
             ("transfers", TRANSFER_COLUMNS, expected.transfers),
             ("transfer_expiries", EXPIRY_COLUMNS, expected.expiries),
         ):
-            rows = np.fromiter(map(hash, _stream(connection, table, ("shard", *columns))), np.int64)
+            rows = _joined(copy_stream(connection, table, ("shard", *columns)))
             figures[f"postgres {table}"] = len(rows)
             found.check(f"postgres {table}", sum(map(len, hashes)), len(rows))
             found.check(f"postgres {table}: missing, too many", (0, 0), _difference(hashes, rows))
@@ -564,13 +591,6 @@ def _verify_postgres(config: Settings, expected: _Expected, figures: Counter[str
             [config.kafka_topic(LEDGER_EVENTS.name)],
         ).fetchall()
     _check_positions("postgres", {row[0]: (row[1], row[2]) for row in positions}, expected, found)
-
-
-def _stream(connection: psycopg.Connection[Any], table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    with connection.cursor(name=f"verify_{table}") as cursor:
-        cursor.itersize = SERVER_CURSOR_ROWS
-        cursor.execute(f"SELECT {', '.join(columns)} FROM {table}")  # noqa: S608 - names of this module
-        yield from cursor
 
 
 def _example(
@@ -594,12 +614,7 @@ def _example(
 
 
 def _verify_cassandra(config: Settings, expected: _Expected, figures: Counter[str], found: Verification) -> None:
-    from cassandra.query import SimpleStatement
-
     with cassandra_session(config) as session:
-        query = f"SELECT shard, {', '.join(STATEMENT_COLUMNS)} FROM statement_by_account_month"  # noqa: S608
-        scan = SimpleStatement(query, fetch_size=PAGE_ROWS)
-        rows = np.fromiter((hash(tuple(row)) for row in session.execute(scan, timeout=60.0)), np.int64)
         positions = {
             partition: (row.next_offset, row.sequence)
             for partition in range(LEDGER_EVENTS.partitions)
@@ -608,6 +623,10 @@ def _verify_cassandra(config: Settings, expected: _Expected, figures: Counter[st
                 ("cassandra", config.kafka_topic(LEDGER_EVENTS.name), partition),
             )
         }
+        columns = ("shard", *STATEMENT_COLUMNS)
+        rows = _joined(
+            cassandra_pages(session, "statement_by_account_month", ("shard", "account_id", "month"), columns)
+        )
     figures["cassandra statement rows"] = len(rows)
     found.check("cassandra statement rows", sum(map(len, expected.statements)), len(rows))
     found.check("cassandra statement rows: missing, too many", (0, 0), _difference(expected.statements, rows))

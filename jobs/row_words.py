@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import psycopg
+from cassandra.cluster import EXEC_PROFILE_DEFAULT
 from cassandra.marshal import int32_unpack
 from cassandra.protocol import ProtocolHandler, ResultMessage
 from cassandra.query import SimpleStatement
@@ -79,7 +80,9 @@ def cassandra_pages(
     """The hashes of all rows of a table, by parts of the ring, two of which are read at once; ``key`` is the partition
     key. Sets the session up for this alone."""
     session.client_protocol_handler = _RawPages
-    session.row_factory = lambda names, pages: pages
+    profile = session.execution_profile_clone_update(
+        EXEC_PROFILE_DEFAULT, row_factory=lambda names, pages: pages, request_timeout=PAGE_SECONDS
+    )
     query = f"SELECT {', '.join(columns)} FROM {table} WHERE token({', '.join(key)})"  # noqa: S608
     bounds = [-(2**63) + part * 2**64 // TOKEN_RANGES for part in range(TOKEN_RANGES)] + [2**63 - 1]
 
@@ -89,7 +92,7 @@ def cassandra_pages(
         where = f"{query} >= {first} AND token({', '.join(key)}) {until} {last}"
         scan = SimpleStatement(where, fetch_size=PAGE_ROWS)
         found = [np.empty(0, np.int64)]
-        for page in session.execute(scan, timeout=PAGE_SECONDS):
+        for page in session.execute(scan, execution_profile=profile):
             words = np.empty((page.rows, 2 * len(columns) + 1), np.int64)
             end = _cql_words(np.frombuffer(page.data, np.uint8), len(columns), words)
             if end != len(page.data):

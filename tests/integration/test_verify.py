@@ -10,10 +10,11 @@ import pytest
 
 from infra.registry import schema_ids
 from infra.settings import Settings
+from infra.stack.cassandra import Cassandra
 from infra.stack.kafka import Kafka
 from infra.stack.postgres import Postgres
 from infra.stack.registry import Registry
-from infra.stores import postgres_conninfo
+from infra.stores import cassandra_session, postgres_conninfo
 from jobs.topic_reader import TopicReader
 from jobs.verify import Verification, verify, wait_drained
 from models.load import LoadProgress, Pace, load_kafka
@@ -104,19 +105,25 @@ def test_topics_are_compared_with_the_replay(
     assert backlog.job == (0 if len(change(outputs)) >= len(outputs) - 1 else 1)
 
 
-def test_postgres_is_compared_row_for_row(
-    kafka: Kafka, registry: Registry, postgres: Postgres, environment: Settings, tmp_path: Path
+def test_stores_are_compared_row_for_row(
+    kafka: Kafka, registry: Registry, postgres: Postgres, cassandra: Cassandra, environment: Settings, tmp_path: Path
 ) -> None:
-    sinks.prepare(environment, "postgres", "ledger")
+    for destination in ("postgres", "cassandra"):
+        sinks.prepare(environment, destination, "ledger")
     _send(environment, _load(environment))
-    with sinks.running(environment, "postgres", tmp_path / "sink.log") as sink:
-        backlog = wait_drained(environment, 120, sinks=("postgres",))
-        assert backlog.drained, (backlog, sink.said())
-        wait_until(lambda: sink.process.poll() is None, 1, "the sink is alive")
-        sink.stop()
-    found = verify(environment, sinks=("postgres",))
+    with (
+        sinks.running(environment, "postgres", tmp_path / "postgres.log") as into_postgres,
+        sinks.running(environment, "cassandra", tmp_path / "cassandra.log") as into_cassandra,
+    ):
+        backlog = wait_drained(environment, 120)
+        assert backlog.drained, (backlog, into_postgres.said(), into_cassandra.said())
+        for sink in (into_postgres, into_cassandra):
+            wait_until(lambda sink=sink: sink.process.poll() is None, 1, "the sink is alive")
+            sink.stop()
+    found = verify(environment)
     assert _failed(found) == []
     assert found.figures["postgres transfers"] > 0
+    assert found.figures["cassandra statement rows"] == 2 * found.figures["postgres transfers"]
 
     with psycopg.connect(postgres_conninfo(environment), autocommit=True) as connection:
         shard, account, posted = connection.execute(
@@ -129,13 +136,23 @@ def test_postgres_is_compared_row_for_row(
             "DELETE FROM transfers WHERE (shard, id) = (SELECT shard, min(id) FROM transfers GROUP BY shard LIMIT 1)"
         )
         connection.execute("UPDATE sink_offsets SET next_offset = next_offset + 1 WHERE partition = 0")
-    found = verify(environment, sinks=("postgres",))
+    with cassandra_session(environment) as session:
+        rows = session.execute("SELECT * FROM statement_by_account_month LIMIT 1")
+        names, row = rows.column_names, list(rows.one())
+        row[names.index("amount")] += 1
+        row[names.index("direction")] = "debit or credit"
+        places = ", ".join(["%s"] * len(names))
+        insert = f"INSERT INTO statement_by_account_month ({', '.join(names)}) VALUES ({places})"  # noqa: S608
+        session.execute(insert, row)
+    found = verify(environment)
     assert _failed(found) == [
         "postgres accounts with another balance or field",
         "postgres transfers",
         "postgres transfers: missing, too many",
         "postgres sums per ledger",
         "postgres position (next offset, sequence) per shard",
+        "cassandra statement rows",
+        "cassandra statement rows: missing, too many",
     ]
     detail = next(check.detail for check in found.checks if "balance" in check.name)
     assert f"shard {shard} account {account}" in detail

@@ -72,9 +72,14 @@ class CassandraSink(Sink):
                 cluster.shutdown()
                 raise
         self._cluster, self._session = cluster, session
-        named = self._insert.column_metadata
-        table = cluster.metadata.keyspaces[named[0].keyspace_name].tables[named[0].table_name]
-        self._cells = sum(column.name in table.columns for column in named) - len(table.primary_key)
+        self._cells = self._columns_beside_the_key()
+
+    def _columns_beside_the_key(self) -> int:
+        """How many columns of a row are not in the primary key; all, if the driver has not heard of a new table yet."""
+        columns = self._insert.column_metadata
+        keyspace = self._cluster.metadata.keyspaces.get(columns[0].keyspace_name)
+        table = keyspace.tables.get(columns[0].table_name) if keyspace else None
+        return len(columns) - (len(table.primary_key) if table else 0)
 
     async def close(self) -> None:
         if self._cluster is not None:

@@ -29,7 +29,9 @@ PARTITIONS_PER_BATCH: Final = 10
 BYTES_OF_PARTITIONS: Final = 5 * 1024
 """Of a batch of several partitions, as Cassandra counts them."""
 BYTES_OF_CELL: Final = 16
-"""What Cassandra counts for each, besides its value: time, time to live, and time of deletion."""
+BYTES_OF_ROW: Final = 32
+BYTES_OF_PARTITION: Final = 40
+"""What Cassandra counts besides values: times, times to live, deletions."""
 BYTES_PER_BATCH: Final = 128 * 1024
 """Of a batch of one partition."""
 
@@ -44,6 +46,8 @@ class EncodedRows(NamedTuple):
     """The first row of each partition; behind them the number of rows."""
     keys: Sequence[Sequence[bytes]]
     """The values of each partition's key."""
+    around: int
+    """Bytes of each row that are no values."""
 
 
 def encode(rows: Sequence[Sequence[bytes]], query_id: bytes, key: Sequence[int]) -> EncodedRows:
@@ -60,7 +64,8 @@ def encode(rows: Sequence[Sequence[bytes]], query_id: bytes, key: Sequence[int])
             size += len(part)
             ends.append(size)
         partitions.append(len(parts))
-    return EncodedRows(b"".join(parts), ends, partitions, list(groups))
+    values = len(rows[0]) if rows else 0
+    return EncodedRows(b"".join(parts), ends, partitions, list(groups), len(query_head(query_id, values)) + 4 * values)
 
 
 class EncodedBatch(BatchStatement):  # type: ignore[misc]  # the driver is untyped
@@ -147,7 +152,8 @@ def in_batches(
 
     for number, key in enumerate(rows.keys):
         first, end = rows.partitions[number], rows.partitions[number + 1]
-        size = ends[end] - ends[first] + (end - first) * cells * BYTES_OF_CELL
+        size = ends[end] - ends[first] + BYTES_OF_PARTITION
+        size += (end - first) * (BYTES_OF_ROW + cells * BYTES_OF_CELL - rows.around)
         if size > BYTES_OF_PARTITIONS:
             while first < end:
                 fitting = bisect_right(ends, ends[first] + BYTES_PER_BATCH, first, end + 1) - 1

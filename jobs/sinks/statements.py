@@ -124,13 +124,14 @@ def statement_rows(rows: Rows) -> Rows:
 
 def encode_statements(rows: Rows, query_id: bytes) -> EncodedRows:
     """Rows of `statement_rows` as they are sent."""
-    data, ends = serialize_queries(rows, _KINDS, [text.encode() for text in _TEXTS], query_head(query_id, len(_KINDS)))
+    head = query_head(query_id, len(_KINDS))
+    data, ends = serialize_queries(rows, _KINDS, [text.encode() for text in _TEXTS], head)
     places = rows[:, _PARTITION]
     begins = np.ones(len(rows), bool)
     begins[1:] = np.any(places[1:] != places[:-1], axis=1)
     first = np.flatnonzero(begins)
     keys = serialize(np.ascontiguousarray(places[first]), _KEY_KINDS)
-    return EncodedRows(data, [0, *ends.tolist()], [*first.tolist(), len(rows)], keys)
+    return EncodedRows(data, [0, *ends.tolist()], [*first.tolist(), len(rows)], keys, len(head) + 4 * len(_KINDS))
 
 
 def _months(timestamps: Rows) -> Rows:

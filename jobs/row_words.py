@@ -185,7 +185,7 @@ def _numeric(data: NDArray[np.uint8], start: int, end: int, words: Any, place: i
 
 
 @compiled
-def _length(data: NDArray[np.uint8], at: int) -> int:
+def _length(data: NDArray[np.uint8], at: int) -> Any:
     """A signed 32-bit integer; -1 where the data end before it."""
     if at + 4 > len(data):
         return -1

@@ -100,12 +100,14 @@ def _put_varint(buffer: NDArray[np.uint8], position: int, low: Any, high: Any) -
 @njit(nogil=True, cache=True)
 def _put_number(buffer: NDArray[np.uint8], position: int, kind: int, rows: Rows, row: int, word: int) -> int:
     if kind == 0:
-        return _put(buffer, position, rows[row, word], 4)
-    if kind == 1:
-        return _put(buffer, position, rows[row, word], 8)
-    if kind == 2:
-        return _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(0))
-    return _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(rows[row, word + 1]))
+        end: int = _put(buffer, position, rows[row, word], 4)
+    elif kind == 1:
+        end = _put(buffer, position, rows[row, word], 8)
+    elif kind == 2:
+        end = _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(0))
+    else:
+        end = _put_varint(buffer, position, np.uint64(rows[row, word]), np.uint64(rows[row, word + 1]))
+    return end
 
 
 @njit(nogil=True, cache=True)

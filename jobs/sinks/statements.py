@@ -119,7 +119,8 @@ def statement_rows(rows: Rows) -> Rows:
         picked[:, len(words) :] = texts
         sides.append(picked)
     statements = np.concatenate(sides)
-    return statements[np.lexsort((-statements[:, _TIMESTAMP], *statements[:, _PARTITION].T))]
+    ordered: Rows = statements[np.lexsort((-statements[:, _TIMESTAMP], *statements[:, _PARTITION].T))]
+    return ordered
 
 
 def encode_statements(rows: Rows, query_id: bytes) -> EncodedRows:

@@ -21,18 +21,14 @@ import pytest
 
 from infra.settings import PROJECT_ROOT, Settings
 from infra.stack.stack import Stack
-from tests.support.stack import STREAMBANK, private_settings, variables, wait_until
+from infra.stack.valkey import Valkey
+from tests.support.stack import SERVER_TYPES, STREAMBANK, PrivateStack, private_settings, variables, wait_until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 
 PAYMENTS_PER_SECOND = 300
 README = PROJECT_ROOT / "README.md"
 BLOCK = re.compile(r"^```sh( background)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return private_settings(tmp_path_factory.mktemp("demo"))
 
 
 def _start(environment: Settings, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -47,7 +43,7 @@ def _start(environment: Settings, log: Path, *arguments: str) -> subprocess.Pope
 
 
 def _left(environment: Settings) -> list[str]:
-    """Command lines of processes that work on this demo's data directory."""
+    """Command lines of processes that work on this demo's data directory, sorted."""
     marks = (str(environment.data_dir), f"STREAMBANK_DATA_DIR={environment.data_dir}")
     found = []
     for process in psutil.process_iter():
@@ -56,10 +52,10 @@ def _left(environment: Settings) -> list[str]:
         try:
             command = " ".join(process.cmdline())
             if marks[0] in command or process.environ().get("STREAMBANK_DATA_DIR") == str(environment.data_dir):
-                found.append(f"{process.pid} {command}")
+                found.append(command)
         except psutil.Error:
             continue
-    return found
+    return sorted(found)
 
 
 def _interrupt(environment: Settings, log: Path, said: str, by: signal.Signals) -> None:
@@ -72,8 +68,9 @@ def _interrupt(environment: Settings, log: Path, said: str, by: signal.Signals) 
     assert "Stopped" in log.read_text()
 
 
-def test_an_interrupt_while_servers_start_stops_what_the_demo_started(environment: Settings, tmp_path: Path) -> None:
+def test_an_interrupt_while_servers_start_stops_what_the_demo_started(tmp_path: Path) -> None:
     """A server that was already running stays."""
+    environment = private_settings(tmp_path / "data")
     with Stack(environment, ["valkey"]).servers[0] as valkey:
         _interrupt(environment, tmp_path / "servers.log", "kafka starting", signal.SIGINT)
         assert valkey.pid is not None
@@ -81,21 +78,27 @@ def test_an_interrupt_while_servers_start_stops_what_the_demo_started(environmen
 
 
 def test_the_demo_goes_on_from_an_interrupted_one_and_the_readme_goes_on_from_it(
-    environment: Settings, tmp_path: Path
+    stack: PrivateStack, tmp_path: Path
 ) -> None:
+    """Of the servers all but Valkey are there already: what a demo has started, and only that, is gone with it."""
+    environment = stack.environment(*(kind.name for kind in SERVER_TYPES))
+    valkey = stack.get(Valkey)
+    valkey.stop()
+    before = _left(environment)
     _interrupt(environment, tmp_path / "load.log", r": [1-9][0-9,]* of [0-9,]+ payments accepted", signal.SIGTERM)
-    assert _left(environment) == []
+    assert _left(environment) == before
     log, figures = tmp_path / "whole.log", tmp_path / "whole.json"
     demo = _start(environment, log, "--seconds", "8", "--json", str(figures), "--keep")
     try:
         wait_until(lambda: "still running" in log.read_text() or demo.poll() is not None, 900, "the demo has run")
         assert demo.poll() is None, log.read_text()
         _check_report(json.loads(figures.read_text()), log.read_text())
+        assert valkey.pid is not None
         _run_readme(environment, tmp_path)
     finally:
         demo.communicate(b"\n", timeout=180)
     assert demo.returncode == 0, log.read_text()
-    assert _left(environment) == []
+    assert _left(environment) == before
     assert "Stopped." in log.read_text()
 
 
@@ -136,3 +139,6 @@ def _run_readme(environment: Settings, directory: Path) -> None:
     out = done.stdout
     assert out.count('"created"') >= 4, out  # two accounts and a transfer through the api, and the replayed ones
     assert '"credits_posted":1250' in out.replace(" ", ""), out
+    explored = (directory / "01_explore.ipynb").read_text()
+    for printed in ("average precision", "XGBoost", "scenario"):
+        assert printed in explored

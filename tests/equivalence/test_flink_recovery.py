@@ -23,20 +23,23 @@ SHARDS = COUNTER.shards
 
 
 class Stream:
-    """Produces a log from a thread, never far ahead of the job, so that every kill meets it at work; at the end of the
-    block what is left goes out at once."""
+    """Produces a log from a thread, steadily and never far ahead of the job, so that every kill meets it at work, with
+    frames since its last checkpoint; at the end of the block what is left goes out at once."""
 
     AHEAD = 200
-    STEP = 20
+    STEP = 10
+    PAUSE_SECONDS = 0.02
 
     def __init__(self, environment, log):
         self._thread = threading.Thread(target=self._run, args=(environment, log))
         self._hurry = threading.Event()
 
     def _run(self, environment, log):
-        sent = 0
-        while sent < len(log) and not self._hurry.wait(0.1):
-            if sent <= count(environment, LEDGER_RESULTS.name, SHARDS) + self.AHEAD:
+        sent = done = 0
+        while sent < len(log) and not self._hurry.wait(self.PAUSE_SECONDS):
+            if sent > done + self.AHEAD:
+                done = count(environment, LEDGER_RESULTS.name, SHARDS)
+            else:
                 produce(environment, LEDGER_COMMANDS.name, log[sent : sent + self.STEP])
                 sent += self.STEP
         produce(environment, LEDGER_COMMANDS.name, log[sent:])

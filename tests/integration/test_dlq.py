@@ -37,7 +37,7 @@ def log() -> EventLog:
 @pytest.fixture
 def environment(stack: PrivateStack) -> Settings:
     environment = stack.environment("kafka", "registry", "postgres")
-    prepare(environment, "postgres", "ledger")
+    prepare(environment, "postgres")
     return environment
 
 

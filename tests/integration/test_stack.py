@@ -163,7 +163,7 @@ def test_kill_or_down_and_up_keep_the_state_of_every_store(
     assert shown.count("healthy") == len(server_types())
     assert sum(server.status().memory_bytes for server in everything) < MEMORY_LIMIT_BYTES
 
-    # Registry and Valkey die instead; the others are killed under load elsewhere (e2e/test_chaos.py).
+    # Registry and Valkey die instead; the others are killed under load (e2e/test_chaos.py, test_sinks.py).
     for server in (registry, valkey):
         server.kill()
         assert server.status().state == "dead"

@@ -69,6 +69,7 @@ from api.statement_files import csv_text
 from api.trading import ADMIN_ROUTE, ORDER_ROUTES, Trading, order_route, read_order_id
 from infra.registry import schema_ids
 from infra.settings import Settings
+from infra.stores import valkey_conninfo
 from pipelines.catalogue import (
     FRAUD_DECISIONS,
     FRAUD_LABELS,
@@ -153,7 +154,7 @@ class Worker:
             self.jwks or LocalKeys(self.keys, self.clients), issuer=self.issuer, audience=config.audience
         )
         limiter = partial(
-            RateLimiter, settings.valkey_url, workers=config.workers, timeout=config.valkey_seconds,
+            RateLimiter, valkey_conninfo(settings), workers=config.workers, timeout=config.valkey_seconds,
             prefix=settings.topic_prefix,
         )  # fmt: skip
         self.events_limit: RateLimiter = limiter(policy="events", limit=config.events_per_minute)
@@ -162,7 +163,7 @@ class Worker:
         self.vault = CardVault(settings, timeout=config.store_seconds)
         self.notifications = Notifications(settings, config.store_seconds)
         self.idempotency = IdempotencyStore(
-            settings.valkey_url,
+            valkey_conninfo(settings),
             keep_seconds=config.idempotency_hours * 3600,
             lock_seconds=config.idempotency_lock_seconds,
             timeout=config.valkey_seconds,

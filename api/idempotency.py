@@ -124,15 +124,14 @@ class Reservation:
 
 
 class IdempotencyStore:
-    """Keys in Valkey. ``keep_seconds`` for finished answers, ``lock_seconds`` for a reservation without renewal."""
+    """Keys in Valkey (a URL). ``keep_seconds`` for finished answers, ``lock_seconds`` for a reservation without
+    renewal."""
 
-    def __init__(
-        self, valkey_url: str, *, keep_seconds: int, lock_seconds: int, timeout: float, prefix: str = ""
-    ) -> None:
+    def __init__(self, valkey: str, *, keep_seconds: int, lock_seconds: int, timeout: float, prefix: str = "") -> None:
         self._keep_ms = keep_seconds * 1000
         self.lock_seconds = lock_seconds
         self._prefix = f"{prefix}idempotency:"
-        self._valkey: Any = redis.Redis.from_url(valkey_url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._valkey: Any = redis.Redis.from_url(valkey, socket_timeout=timeout, socket_connect_timeout=timeout)
         self._finish = self._valkey.register_script(_FINISH)
         self._renew = self._valkey.register_script(_RENEW)
         self._away_until = 0.0

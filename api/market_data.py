@@ -32,6 +32,7 @@ from api.metrics import count
 from api.problems import Problem
 from api.results import ResultReader
 from infra.settings import Settings
+from infra.stores import valkey_conninfo
 from pipelines.catalogue import MATCHING_MARKET_DATA
 from pipelines.codec import codec_of, text
 from pipelines.event_json import render_events
@@ -59,7 +60,7 @@ class Books:
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._prefix = settings.topic_prefix
         self._client: Any = redis.Redis.from_url(
-            settings.valkey_url, socket_timeout=timeout, socket_connect_timeout=timeout
+            valkey_conninfo(settings), socket_timeout=timeout, socket_connect_timeout=timeout
         )
 
     async def book(self, symbol: str, *, with_orders: bool = False) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from api.batching import DeliveryError
 from api.circuit import Circuit
 from api.logs import log
-from infra.kafka import NoLogger
+from infra.kafka import NoLogger, kafka_options
 from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.settings import Settings
 from pipelines.catalogue import Topic
@@ -45,7 +45,7 @@ class KafkaSender:
         self._loop = asyncio.get_running_loop()
         self.schema_id: int | None = None
         self._config = {
-            "bootstrap.servers": settings.kafka_bootstrap,
+            **kafka_options(settings),
             "client.id": "streambank-api",
             "acks": "all",
             "enable.idempotence": True,

@@ -57,17 +57,16 @@ class _Lease:
 
 
 class RateLimiter:
-    """One policy: ``limit`` units a minute for each key. ``workers`` share the limit while Valkey is away."""
+    """One policy: ``limit`` units a minute for each key, counted in Valkey (a URL). ``workers`` share the limit while
+    it is away."""
 
-    def __init__(
-        self, valkey_url: str, *, policy: str, limit: int, workers: int, timeout: float, prefix: str = ""
-    ) -> None:
+    def __init__(self, valkey: str, *, policy: str, limit: int, workers: int, timeout: float, prefix: str = "") -> None:
         self.policy = policy
         self.limit = limit
         self._item = RateLimitItemPerMinute(limit, namespace=f"{prefix}rate")
         self._local_item = RateLimitItemPerMinute(max(1, limit // workers), namespace=f"{prefix}rate")
         storage = RedisStorage(
-            f"async+{valkey_url}",
+            f"async+{valkey}",
             wrap_exceptions=True,
             implementation="redispy",
             socket_timeout=timeout,

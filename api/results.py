@@ -19,7 +19,7 @@ from uuid import uuid4
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from api.logs import log
-from infra.kafka import NoLogger, watermarks
+from infra.kafka import NoLogger, kafka_options, watermarks
 from infra.registry import writer_schema
 from infra.settings import Settings
 from pipelines.catalogue import Topic
@@ -98,7 +98,7 @@ class ResultReader:
     def _read(self) -> None:
         consumer: Any = Consumer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                **kafka_options(self._settings),
                 "group.id": f"{self._settings.topic_prefix}streambank-api-{uuid4()}",  # required, never joined
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

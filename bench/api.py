@@ -33,6 +33,7 @@ from api.clients import ClientStore
 from api.keys import KeyStore
 from bench.report import Measurement
 from infra import registry, topics
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from pipelines.catalogue import LEDGER_COMMANDS, TOPICS
 from pipelines.codec import codec_of
@@ -113,7 +114,7 @@ def _api(settings: Settings) -> Iterator[tuple[Settings, str]]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-            admin = AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
+            admin = AdminClient(kafka_options(environment))
             names = [environment.kafka_topic(name) for name in TOPICS]
             for deleted in admin.delete_topics(names, operation_timeout=30).values():
                 deleted.result()
@@ -151,7 +152,7 @@ def _load(environment: Settings, token: str, mode: str, connections: int) -> dic
 def _count(environment: Settings) -> tuple[int, int]:
     """Events and frames in the topic."""
     codec, name = codec_of(LEDGER_COMMANDS.name), environment.kafka_topic(LEDGER_COMMANDS.name)
-    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
+    consumer = Consumer({**kafka_options(environment), "group.id": str(uuid4())})
     events = frames = 0
     try:
         ends = [

@@ -33,6 +33,7 @@ from api.keys import KeyStore
 from infra import topics
 from infra.flink_jobs import LATEST, Submission, job_file, job_name, submit
 from infra.flink_rest import FlinkRest
+from infra.kafka import kafka_options
 from infra.migrations import migrate_cassandra, migrate_postgres
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
@@ -300,7 +301,7 @@ def token(settings: Settings, scopes: Sequence[str], seconds: int = 86_400) -> s
 
 def drop(settings: Settings, stores: Sequence[str] = STORES) -> None:
     """Delete topics, database and keyspace of an environment."""
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap})
+    admin = AdminClient(kafka_options(settings))
     for deleted in admin.delete_topics([settings.kafka_topic(name) for name in TOPICS]).values():
         deleted.exception()
     if "postgres" in stores:

@@ -26,6 +26,7 @@ from bench.report import Measurement
 from infra import registry, topics
 from infra.flink_jobs import Submission, job_file, job_name, submit
 from infra.flink_rest import FlinkRest, Job
+from infra.kafka import kafka_options
 from infra.producer_keys import FrameSigner, ProducerKeys
 from infra.settings import Settings
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_EVENTS, LEDGER_RESULTS, LEDGER_SHARDS, TOPICS
@@ -217,15 +218,13 @@ def produce(environment: Settings, records: list[tuple[int, bytes]], topic: str 
 
 
 def _producer(environment: Settings, **more: Any) -> Any:
-    return Producer(
-        {"bootstrap.servers": environment.kafka_bootstrap, "acks": "all", "enable.idempotence": True, **more}
-    )
+    return Producer({**kafka_options(environment), "acks": "all", "enable.idempotence": True, **more})
 
 
 def _consumer(environment: Settings) -> Any:
     return Consumer(
         {
-            "bootstrap.servers": environment.kafka_bootstrap,
+            **kafka_options(environment),
             "group.id": environment.kafka_topic("bench"),
             "enable.auto.commit": False,
             "fetch.wait.max.ms": 100,
@@ -234,7 +233,7 @@ def _consumer(environment: Settings) -> Any:
 
 
 def _admin(environment: Settings) -> Any:
-    return AdminClient({"bootstrap.servers": environment.kafka_bootstrap})
+    return AdminClient(kafka_options(environment))
 
 
 def _send(producer: Any, topic: str, shard: int, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from bench.flink import BenchError, bench_environment, running_job
 from bench.fraud import world
 from bench.report import Measurement
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from models.fraud_dataset import FraudDataset, dataset_of
 from models.fraud_registry import Registry
@@ -261,7 +262,7 @@ def _number(decisions: Frame) -> int:
 
 @contextmanager
 def _decision_consumer(environment: Settings) -> Iterator[Any]:
-    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": "bench"})
+    consumer = Consumer({**kafka_options(environment), "group.id": "bench"})
     name = environment.kafka_topic(FRAUD_DECISIONS.name)
     try:
         consumer.assign([TopicPartition(name, shard, 0) for shard in range(FRAUD_SHARDS)])
@@ -281,7 +282,7 @@ def _frame(data: FraudDataset, number: int, events: int) -> Frame:
 
 
 def _producer(environment: Settings) -> Any:
-    return Producer({"bootstrap.servers": environment.kafka_bootstrap, "acks": "all", "linger.ms": 0})
+    return Producer({**kafka_options(environment), "acks": "all", "linger.ms": 0})
 
 
 def _send(environment: Settings, producer: Any, ids: dict[str, int], frame: Frame) -> None:

@@ -24,6 +24,7 @@ from api.client import Account, AsyncLedgerClient, Result, Transfer
 from api.clients import ClientStore
 from bench.api import _api
 from bench.report import Measurement
+from infra.kafka import kafka_options
 from infra.settings import Settings
 
 __all__ = ["measure"]
@@ -144,8 +145,8 @@ def _kernel() -> None:
     warm = InProcess(PIPELINES["ledger"])
     warm.apply_frame(Frame(LEDGER_COMMANDS.name, 0, 0, 0, None, Events(codec_of(LEDGER_COMMANDS.name).new_rows(1))))
     ledger = InProcess(PIPELINES["ledger"], schema_ids(PIPELINES["ledger"].outputs, config))
-    consumer = Consumer({"bootstrap.servers": config.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
-    producer = Producer({"bootstrap.servers": config.kafka_bootstrap, "linger.ms": 0, "log_level": 0})
+    consumer = Consumer({**kafka_options(config), "group.id": str(uuid4()), "log_level": 0})
+    producer = Producer({**kafka_options(config), "linger.ms": 0, "log_level": 0})
     name = config.kafka_topic(LEDGER_COMMANDS.name)
     consumer.assign([TopicPartition(name, shard, 0) for shard in range(LEDGER_SHARDS)])
     print("ready", flush=True)

@@ -32,6 +32,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from bench.deployment import Deployment, Process, drop, sinks, token, wait_until
 from bench.report import Measurement
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from infra.stack.stack import Stack
 from jobs.payments_reconcile import reconcile
@@ -387,7 +388,7 @@ def _ends(environment: Settings) -> dict[str, int]:
 def _records(environment: Settings, topic: Topic, begin: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(shard, time in milliseconds, event) of the last records of a topic, none from before ``begin``."""
     codec, name = codec_of(topic.name), environment.kafka_topic(topic.name)
-    consumer: Any = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
+    consumer: Any = Consumer({**kafka_options(environment), "group.id": str(uuid4())})
     try:
         places = [TopicPartition(name, partition, begin) for partition in range(topic.partitions)]
         records = 0

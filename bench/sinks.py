@@ -29,6 +29,7 @@ from bench.deployment import drop
 from bench.pgbench import CLIENTS, SCALE, tpc_b
 from bench.report import Measurement
 from infra import registry, topics
+from infra.kafka import kafka_options
 from infra.migrations import migrate_cassandra, migrate_postgres
 from infra.settings import Settings
 from infra.stores import cassandra_session, postgres_conninfo
@@ -153,7 +154,7 @@ def _environment(settings: Settings) -> Iterator[tuple[Settings, dict[str, int]]
 def _fill(environment: Settings, ids: dict[str, int], frames: int) -> int:
     """Accounts and random transfers through the kernel into ledger.events; returns the sum of the amounts."""
     shards = [Shard(PIPELINES["ledger"], shard, ids, catalogue_reader) for shard in range(LEDGER_SHARDS)]
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "acks": "all", "enable.idempotence": True})
+    producer = Producer({**kafka_options(environment), "acks": "all", "enable.idempotence": True})
     codec = codec_of(LEDGER_COMMANDS.name)
     random = np.random.default_rng(1)
     now = time.time_ns() // 1000

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from confluent_kafka import Producer
 
+from infra.kafka import kafka_options
 from infra.registry import schema_ids
 from infra.settings import Settings
 from pipelines.catalogue import LEDGER_COMMANDS, LEDGER_SHARDS
@@ -197,7 +198,7 @@ class FrameLoad(threading.Thread):
         self._in_flight = 0
         self._producer: Any = Producer(
             {
-                "bootstrap.servers": config.kafka_bootstrap,
+                **kafka_options(config),
                 "client.id": "streambank-soak",
                 "acks": "all",
                 "enable.idempotence": True,

@@ -35,6 +35,7 @@ from bench.soak import (
     part_faults,
 )
 from bench.soak_payments_load import BANK, FUNDS, LEDGERS, PAYERS, RULES, PaymentsLoad
+from infra.kafka import kafka_options
 from infra.registry import schema_ids
 from infra.settings import Settings
 from infra.stores import cassandra_session, postgres_conninfo
@@ -212,7 +213,7 @@ def _positions(settings: Settings, relay: KafkaRelay) -> dict[int, int]:
     """The offset from which a relay goes on, by partition."""
     consumer = Consumer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap,
+            **kafka_options(settings),
             "group.id": settings.kafka_topic(f"relay-{relay.name}-positions"),
             "enable.auto.commit": False,
         }
@@ -229,7 +230,7 @@ def _positions(settings: Settings, relay: KafkaRelay) -> dict[int, int]:
 def _send(settings: Settings, records: Sequence[tuple[str, int, bytes, bytes | None]]) -> None:
     """Raises `DeploymentError` when Kafka does not take one of (topic, shard, value, signature)."""
     failures: list[str] = []
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all", "log_level": 0})
+    producer: Any = Producer({**kafka_options(settings), "acks": "all", "log_level": 0})
     for topic, shard, value, signature in records:
         producer.produce(
             settings.kafka_topic(topic), value, key=str(shard).encode(), partition=shard,

@@ -1,4 +1,5 @@
-"""TLS certificates for local use: an authority of one's own, and a server's and a client's certificate by it.
+"""TLS certificates for local use: an authority of one's own, and certificates by it for a server, a Kafka broker (which
+is a client of other brokers too) and a client.
 
 All are EC P-256. The authority is made once and signs anew whenever asked: certificates are replaced, whoever trusts
 the authority keeps trusting. Keys are files of mode 0600. For production take certificates of a real authority.
@@ -23,8 +24,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pipelines.errors import StreambankError
 
-__all__ = ["CertificateError", "CertificateInfo", "certificate_info", "make_certificates", "server_context"]
+__all__ = ["ROLES", "CertificateError", "CertificateInfo", "certificate_info", "make_certificates", "server_context"]
 
+ROLES: Final = ("ca", "server", "broker", "client")
 AUTHORITY_DAYS: Final = 3_650
 MAX_DAYS: Final = 825
 CLOCK_LEEWAY: Final = timedelta(minutes=5)
@@ -49,8 +51,8 @@ class CertificateInfo:
 
 
 def make_certificates(directory: Path, hosts: Sequence[str], days: int = 365) -> list[CertificateInfo]:
-    """``ca.pem`` (made if missing), ``server.pem`` for the hosts (names and addresses) and ``client.pem``, each with
-    its ``-key.pem``. Raises `CertificateError` when only half of the authority is there."""
+    """``ca.pem`` (made if missing), ``server.pem`` and ``broker.pem`` for the hosts (names and addresses) and
+    ``client.pem``, each with its ``-key.pem``. Raises `CertificateError` when only half of the authority is there."""
     if not 1 <= days <= MAX_DAYS:
         raise CertificateError(f"days: {days}; clients refuse certificates of more than {MAX_DAYS} days")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,16 +78,18 @@ def make_certificates(directory: Path, hosts: Sequence[str], days: int = 365) ->
         _write(authority_key_file, _key_pem(authority_key))
         _write(authority_file, _pem(authority), 0o644)
     names: list[x509.GeneralName] = [_general_name(host) for host in hosts]
-    for role, subject, purpose, extra in (
-        ("server", hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, names),
-        ("client", "streambank-client", ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName("streambank-client")]),
+    serves, asks = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+    for role, subject, purposes, extra in (
+        ("server", hosts[0], [serves], names),
+        ("broker", hosts[0], [serves, asks], names),
+        ("client", "streambank-client", [asks], [x509.DNSName("streambank-client")]),
     ):
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(_name(subject), authority.subject, key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             .add_extension(x509.SubjectAlternativeName(extra), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
@@ -94,7 +98,7 @@ def make_certificates(directory: Path, hosts: Sequence[str], days: int = 365) ->
         )
         _write(directory / f"{role}-key.pem", _key_pem(key))
         _write(directory / f"{role}.pem", _pem(certificate), 0o644)
-    return [certificate_info(directory / f"{role}.pem") for role in ("ca", "server", "client")]
+    return [certificate_info(directory / f"{role}.pem") for role in ROLES]
 
 
 def certificate_info(path: Path) -> CertificateInfo:

@@ -1,7 +1,9 @@
 """Where everything is: one settings object for the stack, the api, the jobs and the CLI.
 
 Every value can be set by an environment variable ``STREAMBANK_<NAME>`` (say ``STREAMBANK_KAFKA_PORT=19092``); the
-CLI's flags read the same variables. The defaults are a local stack on loopback.
+CLI's flags read the same variables. The defaults are a local stack on loopback; servers that run elsewhere are named by
+their addresses (docs/how-to/own-servers.md). No secret is a setting: passwords come from files or variables that are
+read where they are needed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class Settings(BaseSettings):
         description="Downloaded jars and the Flink overlay; shared by every stack of this clone.",
     )
     data_dir: Path = Field(PROJECT_ROOT / ".streambank" / "data", description="Data, logs and secrets of one stack.")
-    host: str = Field("127.0.0.1", description="Address that the local servers listen on.")
+    host: str = Field(
+        "127.0.0.1", description="Address that servers started here listen on, and where those are that have no other."
+    )
 
     kafka_port: int = Field(9092, description="Kafka broker.")
     kafka_controller_port: int = Field(9093, description="Kafka KRaft controller.")
@@ -40,6 +44,37 @@ class Settings(BaseSettings):
     valkey_port: int = Field(6380, description="Valkey.")
     api_port: int = Field(8080, description="Streambank API.")
     faust_web_port: int = Field(6066, description="First of the ports of the sinks' health and metrics pages.")
+
+    kafka_servers: str = Field("", description="Kafka brokers elsewhere: host:port, with commas between.")
+    registry_address: str = Field(
+        "", description="Schema registry elsewhere: the base URL of its Confluent-compatible API."
+    )
+    flink_address: str = Field("", description="Flink elsewhere: the base URL of its REST API.")
+    postgres_host: str = Field("", description="Postgres elsewhere.")
+    postgres_replica_host: str = Field("", description="Streaming replica of Postgres elsewhere.")
+    cassandra_hosts: str = Field("", description="Cassandra elsewhere: some of its nodes, with commas between.")
+    valkey_host: str = Field("", description="Valkey elsewhere.")
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How clients talk to Kafka, as Kafka names it; SSL is TLS."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How clients say who they are to Kafka under SASL."
+    )
+    kafka_user: str = Field("streambank", pattern=r"^[\w.@-]+$", description="Who clients are to Kafka under SASL.")
+    kafka_password_file: Path | None = Field(
+        None, description="File that holds that user's password and nothing else; TaskManagers read it too."
+    )
+    kafka_ca_file: Path | None = Field(None, description="PEM file of the authorities that may vouch for brokers.")
+    kafka_certificate_file: Path | None = Field(
+        None, description="PEM file of the client's certificate and, in PKCS 8, its key, where brokers ask for one."
+    )
+    cassandra_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities that may vouch for Cassandra; given, clients speak TLS."
+    )
+    valkey_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities that may vouch for Valkey; given, clients speak TLS."
+    )
 
     jvm_options: str = Field(
         "",
@@ -95,7 +130,7 @@ class Settings(BaseSettings):
 
     @property
     def kafka_bootstrap(self) -> str:
-        return f"{self.host}:{self.kafka_port}"
+        return self.kafka_servers or f"{self.host}:{self.kafka_port}"
 
     def variables(self) -> dict[str, str]:
         """The environment variables from which another process reads the same settings; unset ones are left out."""
@@ -110,19 +145,22 @@ class Settings(BaseSettings):
     @property
     def registry_url(self) -> str:
         """Base of the registry's Confluent-compatible API."""
-        return f"http://{self.host}:{self.registry_port}/apis/ccompat/v7"
+        return self.registry_address.rstrip("/") or f"http://{self.host}:{self.registry_port}/apis/ccompat/v7"
 
     @property
     def flink_url(self) -> str:
-        return f"http://{self.host}:{self.flink_port}"
+        return self.flink_address.rstrip("/") or f"http://{self.host}:{self.flink_port}"
 
     @property
     def postgres_dsn(self) -> str:
-        return f"postgresql://{self.postgres_user}@{self.host}:{self.postgres_port}/{self.postgres_database}"
+        host = self.postgres_host or self.host
+        return f"postgresql://{self.postgres_user}@{host}:{self.postgres_port}/{self.postgres_database}"
 
     @property
     def valkey_url(self) -> str:
-        return f"redis://{self.host}:{self.valkey_port}/{self.valkey_database}"
+        """Without a password; what connects is `infra.stores.valkey_conninfo`."""
+        scheme = "redis" if self.valkey_ca_file is None else "rediss"
+        return f"{scheme}://{self.valkey_host or self.host}:{self.valkey_port}/{self.valkey_database}"
 
     @property
     def api_url(self) -> str:

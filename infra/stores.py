@@ -4,15 +4,17 @@ Roles have least privilege: `SINK_ROLE` writes the projections, `API_ROLE` reads
 encrypted cards, `VAULT_KEEPER_ROLE` changes their keys; the owner (``STREAMBANK_POSTGRES_USER``) only migrates. The
 local stack trusts connections on loopback. Elsewhere passwords come from the environment (see
 `ROLE_PASSWORD_VARIABLES`; for the owner ``PGPASSWORD``; ``STREAMBANK_CASSANDRA_USER`` and
-``STREAMBANK_CASSANDRA_PASSWORD``) and never from a file of the project; they are put in no log and no connection
-string.
+``STREAMBANK_CASSANDRA_PASSWORD``; ``STREAMBANK_VALKEY_USER`` and ``STREAMBANK_VALKEY_PASSWORD``) and never from a file
+of the project; they are put in no log. TLS to Postgres is libpq's own business: ``PGSSLMODE``, ``PGSSLROOTCERT``.
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode, urlsplit
 
 from psycopg.conninfo import make_conninfo
 
@@ -31,6 +33,7 @@ __all__ = [
     "cassandra_cluster",
     "cassandra_session",
     "postgres_conninfo",
+    "valkey_conninfo",
 ]
 
 SINK_ROLE: Final = "streambank_sink"
@@ -57,7 +60,7 @@ def postgres_conninfo(
     """
     password = os.environ.get(ROLE_PASSWORD_VARIABLES.get(role or "", ""), "")
     return make_conninfo(
-        host=settings.host,
+        host=(settings.postgres_replica_host if replica else settings.postgres_host) or settings.host,
         port=settings.postgres_replica_port if replica else settings.postgres_port,
         dbname=database or settings.postgres_database,
         user=role or settings.postgres_user,
@@ -69,6 +72,15 @@ def postgres_conninfo(
         tcp_user_timeout=10_000,
         **({"password": password} if password else {}),
     )
+
+
+def valkey_conninfo(settings: Settings) -> str:
+    """URL for the Redis clients, with user and password if the environment has them: for clients, never for a log."""
+    user, password = (os.environ.get(f"STREAMBANK_VALKEY_{name}", "") for name in ("USER", "PASSWORD"))
+    secret = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
+    where = urlsplit(settings.valkey_url)
+    trusted = "" if settings.valkey_ca_file is None else urlencode({"ssl_ca_certs": settings.valkey_ca_file})
+    return where._replace(netloc=f"{secret}{where.netloc}", query=trusted).geturl()
 
 
 def cassandra_cluster(settings: Settings) -> Any:
@@ -88,9 +100,11 @@ def cassandra_cluster(settings: Settings) -> Any:
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,
         request_timeout=10.0,
     )
+    authority = settings.cassandra_ca_file
     return Cluster(
-        [settings.host],
+        [host.strip() for host in (settings.cassandra_hosts or settings.host).split(",")],
         port=settings.cassandra_port,
+        ssl_context=None if authority is None else ssl.create_default_context(cafile=str(authority)),
         auth_provider=(
             PlainTextAuthProvider(user, os.environ.get("STREAMBANK_CASSANDRA_PASSWORD", "")) if user else None
         ),

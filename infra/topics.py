@@ -20,6 +20,7 @@ from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError
 
+from infra.kafka import python_options
 from infra.producer_keys import ProducerKeys
 from infra.settings import Settings, settings
 from pipelines.catalogue import TOPICS, Topic
@@ -238,6 +239,20 @@ def _check_replication(replication_factor: int, min_insync_replicas: int) -> Non
         )
 
 
+def _require_broker(config: Settings) -> None:
+    """Raises `OSError` when no broker of the settings can be connected to."""
+    places = config.kafka_bootstrap.split(",")
+    for place in places:
+        host, _, port = place.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError:
+            if place is places[-1]:
+                raise
+        else:
+            return
+
+
 @contextmanager
 def _admin(config: Settings) -> Iterator[Any]:
     """An admin client, closed at the end; broker errors become `TopicError`.
@@ -245,9 +260,9 @@ def _admin(config: Settings) -> Iterator[Any]:
     A plain connection is tried first: kafka-python would repeat it for the whole time-out.
     """
     try:
-        socket.create_connection((config.host, config.kafka_port), timeout=5).close()
+        _require_broker(config)
         admin = KafkaAdminClient(
-            bootstrap_servers=config.kafka_bootstrap,
+            **python_options(config),
             client_id="streambank-topics",
             request_timeout_ms=TIMEOUT_MS,
             bootstrap_timeout_ms=TIMEOUT_MS,

@@ -26,7 +26,7 @@ from typing import Any, Final
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from infra.kafka import make_producer, watermarks
+from infra.kafka import kafka_options, make_producer, watermarks
 from infra.producer_keys import FrameSigner
 from infra.registry import writer_schema
 from infra.settings import Settings
@@ -226,7 +226,7 @@ class DeadLetterQueue:
         """(offset, value) of a partition's records from ``start`` to the offset ``stop`` or its end now."""
         consumer = Consumer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                **kafka_options(self._settings),
                 "group.id": self._settings.kafka_topic(f"dlq-{uuid.uuid4()}"),  # required, never committed
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,

@@ -39,6 +39,7 @@ from pyflink.java_gateway import get_gateway
 from pyflink.metrics import MetricGroup
 from pyflink.util.java_utils import get_j_env_configuration
 
+from infra.kafka import java_options
 from infra.registry import schema_ids
 from infra.settings import Settings, settings
 from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
@@ -283,7 +284,7 @@ def add_dataflow(
         .set_topics(config.kafka_topic(topic.name))
         .set_group_id(config.kafka_topic(name))
         .set_starting_offsets(KafkaOffsetsInitializer.earliest())
-        .set_properties(SOURCE_PROPERTIES)
+        .set_properties(SOURCE_PROPERTIES | java_options(config))
     )
     builder._j_builder.setDeserializer(jvm.io.streambank.flink.FrameDeserializationSchema(java_keys))
     records = environment.from_source(builder.build(), WatermarkStrategy.no_watermarks(), topic.name).uid(
@@ -294,7 +295,7 @@ def add_dataflow(
 
     sink = KafkaSink.builder().set_bootstrap_servers(config.kafka_bootstrap)
     sink.set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
-    for option, setting in {**SINK_PROPERTIES, "linger.ms": str(linger_ms)}.items():
+    for option, setting in {**SINK_PROPERTIES, **java_options(config), "linger.ms": str(linger_ms)}.items():
         sink.set_property(option, setting)
     sink._j_builder.setRecordSerializer(jvm.io.streambank.flink.FrameSerializationSchema())
     outputs.sink_to(sink.build()).name(f"{name} outputs").uid(f"{name}-sink")

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from infra.kafka import make_producer
+from infra.kafka import kafka_options, make_producer
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.topic_reader import TopicReader, TopicReadError
@@ -146,7 +146,7 @@ class RuleFollower:
     def _follow(self) -> None:
         consumer = Consumer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                **kafka_options(self._settings),
                 "group.id": self._settings.kafka_topic("fraud-rules"),  # required, never joined
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from jobs.topic_reader import TopicReader
 from jobs.verify import SINKS, BacklogReader
@@ -90,7 +91,7 @@ class LatencyProbe:
             ends = {topic: reader.ends(topic) for topic in (LEDGER_RESULTS, LEDGER_EVENTS)}
         consumer: Any = Consumer(
             {
-                "bootstrap.servers": config.kafka_bootstrap,
+                **kafka_options(config),
                 "client.id": "streambank-latency",
                 "group.id": config.kafka_topic("latency"),
                 "enable.auto.commit": False,

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from infra.kafka import watermarks
+from infra.kafka import kafka_options, watermarks
 from infra.settings import Settings
 from pipelines.catalogue import Topic
 from pipelines.errors import StreambankError
@@ -49,7 +49,7 @@ class TopicReader:
         self._config = config
         self._consumer: Any = Consumer(
             {
-                "bootstrap.servers": config.kafka_bootstrap,
+                **kafka_options(config),
                 "client.id": "streambank-reader",
                 "group.id": config.kafka_topic("reader"),  # required, never joined
                 "enable.auto.commit": False,

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, TopicPartition
 
-from infra.kafka import make_producer, watermarks
+from infra.kafka import kafka_options, make_producer, watermarks
 from infra.registry import schema_ids
 from infra.settings import Settings
 from models.load import ApiClient, ApiTarget, LoadError, LoadProgress, Pace, api_session, run_schedule
@@ -179,7 +179,7 @@ class _Wire:
         self._codec, self._decisions = codec_of(FRAUD_TRANSACTIONS.name), codec_of(FRAUD_DECISIONS.name)
         self._producer = make_producer(config, "load", KAFKA_SECONDS)
         self._consumer: Any = Consumer(
-            {"bootstrap.servers": config.kafka_bootstrap, "group.id": "streambank-load", "enable.auto.commit": False}
+            {**kafka_options(config), "group.id": "streambank-load", "enable.auto.commit": False}
         )
         name = config.kafka_topic(FRAUD_DECISIONS.name)
         places = [TopicPartition(name, shard) for shard in range(FRAUD_SHARDS)]

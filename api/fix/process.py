@@ -38,7 +38,7 @@ from api.fix.session import Session
 from api.fix.store import PendingFrame, Place, SessionStore
 from api.fix.wire import Framer, Message
 from api.producer import KafkaSender
-from infra.kafka import watermarks
+from infra.kafka import kafka_options, watermarks
 from infra.registry import schema_ids, writer_schema
 from infra.settings import Settings
 from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, MATCHING_SHARDS, Topic
@@ -525,7 +525,7 @@ class _consumer:  # noqa: N801 - used as a function
     def __init__(self, settings: Settings) -> None:
         self._consumer: Any = Consumer(
             {
-                "bootstrap.servers": settings.kafka_bootstrap,
+                **kafka_options(settings),
                 "client.id": "streambank-fix",
                 "group.id": f"{settings.topic_prefix}streambank-fix-{uuid4()}",  # required, never joined
                 "enable.auto.commit": False,

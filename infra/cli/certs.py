@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         days: Annotated[int, typer.Option(help="How long they are good.", envvar="STREAMBANK_CERTS_DAYS")] = 365,
     ) -> None:
-        """Make an authority (once), and a server's and a client's certificate by it."""
+        """Make an authority (once), and certificates of a server, a Kafka broker and a client by it."""
         from infra.certificates import make_certificates
         from infra.settings import settings
 
@@ -36,11 +36,11 @@ def register(app: typer.Typer) -> None:
     @certs.command("show")
     def show() -> None:
         """Show the certificates and when they expire."""
-        from infra.certificates import certificate_info
+        from infra.certificates import ROLES, certificate_info
         from infra.settings import settings
 
         where = settings().tls_dir
-        _show(where, (certificate_info(where / f"{role}.pem") for role in ("ca", "server", "client")))
+        _show(where, (certificate_info(where / f"{role}.pem") for role in ROLES))
 
 
 def _show(directory: Path, found: Iterable[CertificateInfo]) -> None:

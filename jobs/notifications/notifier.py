@@ -24,15 +24,16 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
-import faust
 import prometheus_client
 import structlog
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from faust import App
 from faust.exceptions import ProducerSendError
 
 from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
 from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
+from jobs.faust_app import make_app
 from jobs.notifications.channels import Channel, Delivery, Email, Failed, Gone, Rejected, Sms, Webhooks
 from jobs.notifications.config import NotifierSettings
 from jobs.notifications.messages import Messages
@@ -86,7 +87,7 @@ class Notifier:
         self._wakes: dict[str, asyncio.Event] = {}
         self._answered_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        self._app: faust.App | None = None
+        self._app: App | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="streambank-notifier-")
 
     # --- the process -----------------------------------------------------------------------------------------------
@@ -134,27 +135,12 @@ class Notifier:
             await self.outbox.close()
             self._scratch.cleanup()
 
-    def app(self) -> faust.App:
+    def app(self) -> App:
         """The Faust app: one agent and the pages ``/health`` and ``/metrics``."""
-        app = faust.App(
-            self.settings.kafka_topic("notifier"),
-            broker=f"kafka://{self.settings.kafka_bootstrap}",
-            store="memory://",
-            datadir=self._scratch.name,
-            key_serializer="raw",
-            value_serializer="raw",
-            topic_disable_leader=True,
-            topic_allow_declare=False,
-            consumer_auto_offset_reset="earliest",
-            broker_commit_interval=1.0,
-            broker_session_timeout=self.settings.consumer_session_seconds,
-            broker_heartbeat_interval=self.settings.consumer_session_seconds / 5,
-            stream_buffer_maxsize=QUEUE_RECORDS,
-            stream_wait_empty=False,
-            web_bind=self.settings.host,
-            web_host=self.settings.host,
-            web_port=self.web_port,
-        )
+        app = make_app(
+            self.settings, "notifier", scratch=self._scratch.name, web_port=self.web_port, commit_seconds=1.0,
+            queue_records=QUEUE_RECORDS,
+        )  # fmt: skip
         source = app.topic(self.settings.kafka_topic(NOTIFICATION_REQUESTS.name), key_type=bytes, value_type=bytes)
 
         @app.agent(source, name="requests")

@@ -34,7 +34,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from numpy.typing import NDArray
 
-from infra.kafka import make_producer, watermarks
+from infra.kafka import kafka_options, make_producer, watermarks
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.fraud_positions import offset_behind
@@ -403,7 +403,7 @@ class FraudScoringSink(Sink):
     def _consumer(self) -> Iterator[Any]:
         consumer = Consumer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                **kafka_options(self._settings),
                 "group.id": self._settings.kafka_topic("fraud-scoring-positions"),  # required, never joined
                 "enable.auto.commit": False,
             }

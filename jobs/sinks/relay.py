@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from infra.kafka import make_producer
+from infra.kafka import kafka_options, make_producer
 from infra.producer_keys import FrameSigner, ProducerKeyError
 from infra.registry import RegistryError, SchemaRegistry
 from infra.settings import Settings
@@ -134,7 +134,7 @@ class KafkaRelay(Sink):
         self._close()
         self._positions = Consumer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                **kafka_options(self._settings),
                 "client.id": f"streambank-relay-{self.name}",
                 "group.id": self._settings.kafka_topic(f"relay-{self.name}-positions"),
                 "enable.auto.commit": False,

@@ -29,6 +29,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
 from infra.settings import Settings
+from infra.stores import valkey_conninfo
 from jobs.sinks.base import Addition, Position, PositionMoved, Refused, Sink, StoreUnavailable
 from pipelines.catalogue import MATCHING_MARKET_DATA, MATCHING_REPORTS, Topic
 from pipelines.codec import codec_of
@@ -90,7 +91,7 @@ class ValkeySink(Sink):
     async def open(self) -> None:
         await self.close()
         self._client = redis.Redis.from_url(
-            self._settings.valkey_url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS
+            valkey_conninfo(self._settings), socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS
         )
         try:
             self._script = self._client.register_script(_APPLY)

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from infra.settings import Settings
+from infra.stores import valkey_conninfo
 from jobs.sinks.base import Addition, Position, Refused, Sink, StoreUnavailable
 from pipelines.catalogue import FRAUD_TRANSACTIONS, Topic
 from pipelines.codec import codec_of, text
@@ -69,7 +70,7 @@ class FraudSessionsSink(Sink):
 
     async def open(self) -> None:
         self._client = redis.Redis.from_url(
-            self._settings.valkey_url, socket_timeout=TIMEOUT_SECONDS, decode_responses=True
+            valkey_conninfo(self._settings), socket_timeout=TIMEOUT_SECONDS, decode_responses=True
         )
         with _translated():
             await self._client.ping()

@@ -26,17 +26,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-import faust
 import prometheus_client
 import stamina
 import structlog
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from faust import App
 from faust.exceptions import ProducerSendError
 from faust.types import TP
 
 from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
 from jobs.dead_letters import DeadLetter, encode_letter, schema_id_of
+from jobs.faust_app import make_app
 from jobs.sinks.base import Addition, PositionMoved, Refusal, Sink, SinkAlarm, StoreUnavailable, TooManyDeadLetters
 from jobs.sinks.fetching import consumer_that_gathers
 from jobs.sinks.records import RecordReader, ShardOrder, Verdict
@@ -168,34 +169,18 @@ class SinkWorker:
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
         self._log = log.bind(sink=sink.name)
-        self._app: faust.App | None = None
+        self._app: App | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="streambank-sink-")
         """Faust makes directories for tables, which there are none of."""
 
     # --- Faust -----------------------------------------------------------------------------------------------------
 
-    def app(self) -> faust.App:
+    def app(self) -> App:
         """The Faust app: one agent, the rebalance hooks, the pages ``/health`` and ``/metrics``."""
-        app = faust.App(
-            self.settings.kafka_topic(f"sink-{self.sink.name}"),
-            broker=f"kafka://{self.settings.kafka_bootstrap}",
-            store="memory://",
-            datadir=self._scratch.name,
-            key_serializer="raw",
-            value_serializer="raw",
-            topic_disable_leader=True,  # no internal topics: partition counts are the catalogue's
-            topic_allow_declare=False,
-            consumer_auto_offset_reset="earliest",
-            broker_commit_interval=self.options.commit_interval_seconds,
-            broker_session_timeout=self.settings.consumer_session_seconds,
-            broker_heartbeat_interval=self.settings.consumer_session_seconds / 5,
-            stream_buffer_maxsize=self.options.queue_records,
-            stream_wait_empty=False,  # a batch in flight may outlast a rebalance; the store's position arbitrates
-            producer_max_request_size=1_048_576,
-            web_bind=self.settings.host,
-            web_host=self.settings.host,
-            web_port=self.web_port,
-        )
+        app = make_app(
+            self.settings, f"sink-{self.sink.name}", scratch=self._scratch.name, web_port=self.web_port,
+            commit_seconds=self.options.commit_interval_seconds, queue_records=self.options.queue_records,
+        )  # fmt: skip
         app.transport.Consumer = consumer_that_gathers(self.sink.flush_seconds)
         source = app.topic(self._topic_name, key_type=bytes, value_type=bytes)
 
@@ -284,7 +269,7 @@ class SinkWorker:
             await self.sink.close()
             self._scratch.cleanup()
 
-    def _exit_code(self, writer: asyncio.Task[None], app: faust.App) -> int:
+    def _exit_code(self, writer: asyncio.Task[None], app: App) -> int:
         if writer.done() and not writer.cancelled() and (error := writer.exception()) is not None:
             if isinstance(error, SinkAlarm):
                 self._log.critical("sink_stopped", alarm=type(error).__name__, detail=str(error))

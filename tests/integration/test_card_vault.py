@@ -17,6 +17,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from api.card_keeper import CardKeeper
+from infra.kafka import kafka_options
 from infra.migrations import migrate_postgres
 from infra.settings import Settings
 from infra.stores import API_ROLE, SINK_ROLE, VAULT_KEEPER_ROLE, VAULT_ROLE, postgres_conninfo
@@ -234,7 +235,7 @@ _JSON = {"Content-Type": "application/json"}
 
 def _topics(environment: Settings) -> bytes:
     """Keys, values and headers of every record of every topic of this environment."""
-    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
+    consumer = Consumer({**kafka_options(environment), "group.id": str(uuid4()), "log_level": 0})
     found = []
     try:
         places = []

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
+from infra.kafka import kafka_options
 from infra.producer_keys import FrameSigner
 from infra.registry import schema_ids
 from infra.settings import Settings
@@ -88,7 +89,7 @@ def environment(stack: PrivateStack) -> Iterator[Settings]:
         codec = codec_of(MATCHING_COMMANDS.name)
         frame = Frame(MATCHING_COMMANDS.name, SHARD, 0, 1, "definitions", parse_events(codec, DEFINITIONS))
         value = wrap(schema_ids([MATCHING_COMMANDS], environment)[codec.topic], codec.encode(frame))
-        producer = Producer({"bootstrap.servers": environment.kafka_bootstrap})
+        producer = Producer(kafka_options(environment))
         headers = FrameSigner(environment, MATCHING_COMMANDS, "api").headers(SHARD, value)
         producer.produce(environment.kafka_topic(codec.topic), value, str(SHARD).encode(), SHARD, headers=headers)
         assert producer.flush(60) == 0

@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from infra.flink_rest import FlinkRest
+from infra.kafka import kafka_options
 from infra.producer_keys import FrameSigner
 from infra.registry import writer_schema
 from infra.settings import PROJECT_ROOT, Settings
@@ -213,7 +214,7 @@ def forge(environment: Settings, record: Record) -> None:
     """Send a record again: unsigned, with another HMAC, in another producer's name, and damaged."""
     name = environment.kafka_topic(MATCHING_COMMANDS.name)
     [(header, good)] = FrameSigner(environment, MATCHING_COMMANDS, "api").headers(record.partition, record.value)
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap})
+    producer = Producer(kafka_options(environment))
     for value, headers in (
         (record.value, None),
         (record.value, [(header, good[:-64] + b"0" * 64)]),

@@ -22,6 +22,7 @@ from cassandra.policies import WhiteListRoundRobinPolicy
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from infra.stack.cassandra import Cassandra
 from infra.stack.errors import PortTakenError, ServerFailedError, StackError
@@ -104,7 +105,7 @@ class Stores:
         )
 
     def check(self) -> None:
-        consumer = Consumer({"bootstrap.servers": self.settings.kafka_bootstrap, "group.id": self.topic})
+        consumer = Consumer({**kafka_options(self.settings), "group.id": self.topic})
         try:
             consumer.assign([TopicPartition(self.topic, 0, 0)])
             record = consumer.poll(30)

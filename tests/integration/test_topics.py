@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from infra import topics
+from infra.kafka import kafka_options
 from infra.settings import Settings
 from infra.stack.kafka import Kafka
 from infra.topics import TopicError, TopicPlan
@@ -107,7 +108,7 @@ def test_another_partition_count_is_refused_and_nothing_is_applied(admin: Any, e
 def test_list_counts_records(admin: Any, environment: Settings) -> None:
     assert [state.partitions for state in topics.states(environment)] == [0] * len(TOPICS)
     topics.apply(environment)
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap})
+    producer = Producer(kafka_options(environment))
     for partition in range(3):
         producer.produce(environment.kafka_topic(LEDGER_COMMANDS.name), b"x", partition=partition)
     assert producer.flush(30) == 0

@@ -17,6 +17,7 @@ import httpx
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from api.clients import EVERY_ACCOUNT, ClientStore
+from infra.kafka import kafka_options
 from infra.producer_keys import FrameVerifier
 from infra.registry import schema_ids
 from infra.settings import Settings
@@ -117,7 +118,7 @@ def frames_in_topic(environment: Settings, of: Topic = LEDGER_COMMANDS) -> dict[
     """Every record of a topic (by default ledger.commands) now: (partition, offset) -> its events."""
     topic = of.name
     name = environment.kafka_topic(topic)
-    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4()), "log_level": 0})
+    consumer = Consumer({**kafka_options(environment), "group.id": str(uuid4()), "log_level": 0})
     codec = codec_of(topic)
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     try:
@@ -165,8 +166,8 @@ def running_system(environment: Settings, system: str, produced_at: int | None =
     failures: list[BaseException] = []
 
     def run() -> None:
-        consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": str(uuid4())})
-        producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0})
+        consumer = Consumer({**kafka_options(environment), "group.id": str(uuid4())})
+        producer = Producer({**kafka_options(environment), "linger.ms": 0})
         try:
             kernels = InProcess(pipeline, schema_ids(pipeline.outputs, environment))
             verifier = FrameVerifier(environment, commands)

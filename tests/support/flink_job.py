@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from infra.flink_jobs import Submission, submit
 from infra.flink_rest import FlinkRest, Job
+from infra.kafka import kafka_options
 from infra.settings import PROJECT_ROOT, Settings
 from pipelines.catalogue import Pipeline
 from tests.support.frame_log import Outputs, check, written
@@ -72,9 +73,7 @@ def caught_up(environment: Settings, pipeline: Pipeline, wanted: Outputs, deadli
 
 
 def _last_values_are(environment: Settings, wanted: Outputs) -> bool:
-    consumer = Consumer(
-        {"bootstrap.servers": environment.kafka_bootstrap, "group.id": "test-tail", "enable.auto.commit": False}
-    )
+    consumer = Consumer({**kafka_options(environment), "group.id": "test-tail", "enable.auto.commit": False})
     try:
         for (topic, shard), values in wanted.items():
             partition = TopicPartition(environment.kafka_topic(topic), shard)

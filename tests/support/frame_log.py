@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from infra.kafka import kafka_options
 from infra.producer_keys import FrameSigner
 from infra.settings import Settings
 from jobs.inprocess import InProcess
@@ -84,7 +85,7 @@ def produce(config: Settings, topic: str, log: Iterable[Record]) -> None:
     signer = FrameSigner(config, TOPICS[topic], "api")
     producer = Producer(
         {
-            "bootstrap.servers": config.kafka_bootstrap,
+            **kafka_options(config),
             "linger.ms": 1,
             "enable.idempotence": True,
             "message.max.bytes": 1_048_576,  # the topics' limit
@@ -109,9 +110,7 @@ def produce(config: Settings, topic: str, log: Iterable[Record]) -> None:
 
 def written(config: Settings, topic: str, partitions: int) -> dict[tuple[str, int], list[bytes]]:
     """Everything that lies in a topic now, repeats included, by partition."""
-    consumer = Consumer(
-        {"bootstrap.servers": config.kafka_bootstrap, "group.id": "test-reader", "enable.auto.commit": False}
-    )
+    consumer = Consumer({**kafka_options(config), "group.id": "test-reader", "enable.auto.commit": False})
     name = config.kafka_topic(topic)
     try:
         found: dict[tuple[str, int], list[bytes]] = {(topic, partition): [] for partition in range(partitions)}
@@ -135,7 +134,7 @@ def written(config: Settings, topic: str, partitions: int) -> dict[tuple[str, in
 
 def count(config: Settings, topic: str, partitions: int) -> int:
     """Records that lie in a topic now."""
-    consumer = Consumer({"bootstrap.servers": config.kafka_bootstrap, "group.id": "test-reader"})
+    consumer = Consumer({**kafka_options(config), "group.id": "test-reader"})
     name = config.kafka_topic(topic)
     try:
         marks = [

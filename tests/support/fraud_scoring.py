@@ -20,6 +20,7 @@ from aiohttp import web
 from confluent_kafka import Consumer, TopicPartition
 from numpy.typing import NDArray
 
+from infra.kafka import kafka_options
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from jobs.fraud_backtest import numbered_frames
@@ -242,7 +243,7 @@ class DecisionLog:
     def __init__(self, environment: Settings, shards: Iterable[int]) -> None:
         self.found: dict[int, dict[int, Decisions]] = {shard: {} for shard in shards}
         self._read = registry_reader(environment)
-        self._consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": "decision-log"})
+        self._consumer = Consumer({**kafka_options(environment), "group.id": "decision-log"})
         topic = environment.kafka_topic("fraud.decisions")
         self._consumer.assign([TopicPartition(topic, shard, 0) for shard in self.found])
 

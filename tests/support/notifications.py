@@ -22,6 +22,7 @@ from aiosmtpd.controller import Controller
 from confluent_kafka import Producer
 from standardwebhooks import Webhook
 
+from infra.kafka import kafka_options
 from infra.registry import SchemaRegistry
 from infra.settings import Settings
 from pipelines.catalogue import NOTIFICATION_REQUESTS
@@ -186,7 +187,7 @@ def ask(environment: Settings, requests: Iterable[Mapping[str, Any]]) -> None:
     with SchemaRegistry(environment) as registry:
         schema_id = registry.schema_id(NOTIFICATION_REQUESTS)
     # compressed, as relays send them
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "linger.ms": 0, "compression.type": "lz4"})
+    producer = Producer({**kafka_options(environment), "linger.ms": 0, "compression.type": "lz4"})
     failed: list[str] = []
     for request in requests:
         shard = notification_shard(str(request["customer"]))

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from infra.kafka import kafka_options
 from infra.migrations import migrate_cassandra, migrate_postgres
 from infra.registry import SchemaRegistry, writer_schema
 from infra.settings import Settings
@@ -51,7 +52,7 @@ def registered(environment: Settings, records: Iterable[tuple[int, bytes]]) -> l
 def send(environment: Settings, records: Iterable[Record], topic: str = LEDGER_EVENTS.name) -> None:
     """Write records to a topic and wait until all are acknowledged."""
     failed: list[str] = []
-    producer = Producer({"bootstrap.servers": environment.kafka_bootstrap, "message.max.bytes": 1_048_576})
+    producer = Producer({**kafka_options(environment), "message.max.bytes": 1_048_576})
     for shard, value in records:
         producer.produce(
             environment.kafka_topic(topic),
@@ -67,7 +68,7 @@ def send(environment: Settings, records: Iterable[Record], topic: str = LEDGER_E
 
 def committed(environment: Settings, group: str) -> dict[int, int]:
     """The group's committed offset of each partition of ledger.events."""
-    consumer = Consumer({"bootstrap.servers": environment.kafka_bootstrap, "group.id": environment.kafka_topic(group)})
+    consumer = Consumer({**kafka_options(environment), "group.id": environment.kafka_topic(group)})
     try:
         found = consumer.committed(
             [TopicPartition(environment.kafka_topic(LEDGER_EVENTS.name), shard) for shard in range(4)], timeout=10
@@ -81,9 +82,7 @@ def committed(environment: Settings, group: str) -> dict[int, int]:
 
 def everything(environment: Settings, topic: Topic) -> list[Any]:
     """All messages that lie in a topic now, by partition and offset."""
-    consumer = Consumer(
-        {"bootstrap.servers": environment.kafka_bootstrap, "group.id": "test-reader", "enable.auto.commit": False}
-    )
+    consumer = Consumer({**kafka_options(environment), "group.id": "test-reader", "enable.auto.commit": False})
     name = environment.kafka_topic(topic.name)
     places = [TopicPartition(name, partition, 0) for partition in range(topic.partitions)]
     found: list[Any] = []

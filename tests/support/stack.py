@@ -22,6 +22,7 @@ import redis
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from infra.kafka import kafka_options
 from infra.settings import Settings, settings
 from infra.setup import set_up
 from infra.stack.cassandra import Cassandra
@@ -142,7 +143,7 @@ class PrivateStack:
         if broker is None or broker.pid is None:
             return
         with contextlib.suppress(KafkaException):
-            admin = AdminClient({"bootstrap.servers": self.settings.kafka_bootstrap, "socket.timeout.ms": 10_000})
+            admin = AdminClient({**kafka_options(self.settings), "socket.timeout.ms": 10_000})
             names = [name for name in admin.list_topics(timeout=10).topics if not name.startswith("_")]
             for deleted in admin.delete_topics(names, request_timeout=30).values() if names else ():
                 with contextlib.suppress(KafkaException):

@@ -40,7 +40,7 @@ async def test_clients_trust_the_server_and_the_server_its_clients(tmp_path: Pat
     ours, others = tmp_path / "ours", tmp_path / "others"
     made = make_certificates(ours, ["bank.local", "127.0.0.1"])
     make_certificates(others, ["bank.local"])
-    assert [entry.path.name for entry in made] == ["ca.pem", "server.pem", "client.pem"]
+    assert [entry.path.name for entry in made] == ["ca.pem", "server.pem", "broker.pem", "client.pem"]
     assert made[1].names == ("bank.local", "127.0.0.1")
     assert stat.S_IMODE((ours / "server-key.pem").stat().st_mode) == 0o600
 

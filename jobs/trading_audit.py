@@ -26,6 +26,7 @@ from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, Topic
 from pipelines.errors import FrameError, StreambankError
 from pipelines.frames import Frame
 from pipelines.trading.audit import OrderEvent, OrderHistory
+from pipelines.trading.phases import TradingPhases
 from pipelines.wire import unwrap
 
 __all__ = ["AuditError", "AuditKeys", "Verified", "order_events", "pair", "seal", "shard_events", "verify_file"]
@@ -109,9 +110,9 @@ def _by_trace(reports: Iterable[Frame]) -> Iterator[tuple[str | None, list[Frame
         yield frames[0].trace, frames
 
 
-def shard_events(settings: Settings, shard: int) -> Iterator[OrderEvent]:
+def shard_events(settings: Settings, shard: int, *, with_phases: bool = False) -> Iterator[OrderEvent]:
     """All order events of a shard, from Kafka, up to the present end of both topics."""
-    history = OrderHistory(shard)
+    history = OrderHistory(shard, TradingPhases() if with_phases else None)
     with TopicReader(settings) as commands, TopicReader(settings) as reports:
         # the reports' end is taken first: what comes later may have no command in what is read
         ends = reports.bounds(MATCHING_REPORTS, shard)[1]

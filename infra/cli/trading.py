@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for shard in range(MATCHING_SHARDS):
             path = directory / f"{form.value}-{shard}.ndjson"
-            events = shard_events(settings(), shard)
+            events = shard_events(settings(), shard, with_phases=form is RecordFormat.RTS24)
             made = (rts24(event, known) if form is RecordFormat.RTS24 else audit_trail(event) for event in events)
             with path.open("wb") as file:
                 header = {"format": form.value, "shard": shard}

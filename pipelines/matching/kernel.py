@@ -282,6 +282,10 @@ class MatchingKernel:
         count = int(self._arrays.meta[arrays.SYMBOLS])
         return [self._name(int(slot)) for slot in self._arrays.symbols["name"][:count]]
 
+    def trading_status(self, place: int) -> TradingStatus:
+        """Status of a symbol by its place in `symbols`."""
+        return TradingStatus(int(self._arrays.symbols["status"][place]))
+
     def _name(self, slot: int) -> str:
         name = self._arrays.names[slot]
         words = np.array([name[f"text_{number}"] for number in range(4)], np.uint64)

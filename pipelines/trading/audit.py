@@ -4,7 +4,8 @@
 and the order as it is after it. A trade yields one for each side, the incoming order first. Of an event are made:
 
 - `rts24`: all 51 fields of table 2 in the annex of Delegated Regulation (EU) 2017/580, by number. Fields 1 to 8, 16 to
-  18 and 29 come from reference data, for the orders carry accounts and symbols only. Prices are ticks, quantities lots.
+  18 and 29 come from reference data, for the orders carry accounts and symbols only; field 49 from `TradingPhases`.
+  Prices are ticks, quantities lots.
 - `audit_trail`: a flat event in the manner of the Consolidated Audit Trail: type, clock, sequence, order, quantities.
 
 Pure: the same frames and the same reference data give the same records.
@@ -22,6 +23,7 @@ from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS
 from pipelines.codec import codec_of
 from pipelines.event_json import render_events
 from pipelines.frames import Frame
+from pipelines.trading.phases import TradingPhases
 
 __all__ = ["Order", "OrderEvent", "OrderHistory", "audit_trail", "rts24"]
 
@@ -65,6 +67,8 @@ class Order:
     status: str = "NEW"
     is_waiting: bool = False
     """A stop order that was not triggered yet."""
+    destination: str = ""
+    """The venue that executes it; empty: this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class OrderEvent:
     sent_at: int = 0
     venue: str = ""
     venue_execution_id: str = ""
+    phase: str | None = None
+    """Status of the symbol before the command that brought it about; None where phases are not followed."""
 
     @property
     def is_order_record(self) -> bool:
@@ -103,16 +109,20 @@ class OrderEvent:
 
 
 class OrderHistory:
-    """One shard. Memory: its live orders."""
+    """One shard. Memory: its live orders. With ``phases`` the events tell those too, which takes the kernel's time and
+    memory once more."""
 
-    def __init__(self, shard: int) -> None:
+    def __init__(self, shard: int, phases: TradingPhases | None = None) -> None:
         self._shard = shard
         self._live: dict[int, Order] = {}
         self._clock = 0
+        self._command: Frame | None = None
+        self._phases = phases
 
     def feed(self, command: Frame, reports: Iterable[Frame]) -> Iterator[OrderEvent]:
         """The events of a command frame and all frames that answer it."""
         self._clock = max(self._clock, command.produced_at)
+        self._command = command
         commands = render_events(codec_of(MATCHING_COMMANDS.name), command.events)
         for frame in reports:
             for report in render_events(codec_of(MATCHING_REPORTS.name), frame.events):
@@ -136,6 +146,8 @@ class OrderHistory:
                     order_id = int(asked["order_id"])
                     kind = "VENUE_NEW" if report["reason"] == "NONE" else "VENUE_REFUSED"
                     yield self._event(report, kind, order_id, self._live.get(order_id), **_venue(asked))
+        if self._phases is not None:
+            self._phases.finish(command)
 
     def _execution(self, asked: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[OrderEvent]:
         order_id, kind = int(report["order_id"]), report["exec_type"]
@@ -181,6 +193,8 @@ class OrderHistory:
         self, report: Mapping[str, Any], kind: str, order_id: int, order: Order | None, **more: Any
     ) -> OrderEvent:
         execution_id = int(report["execution_id"])
+        if self._phases is not None and self._command is not None and order is not None:
+            more["phase"] = self._phases.before(self._command, int(report["input"]), order.symbol)
         return OrderEvent(
             self._shard, self._clock, 2 * execution_id + bool(more.get("is_maker")), execution_id, kind, order_id,
             order, report["reason"], **more,
@@ -199,7 +213,7 @@ class OrderHistory:
             is_waiting=asked["order_type"] in ("STOP", "STOP_LIMIT"),
             stop_price=int(asked["stop_price"]), display_quantity=int(asked["display_quantity"]),
             minimum_quantity=int(asked["minimum_quantity"]), post_only=asked["post_only"],
-            self_trade_prevention=asked["self_trade_prevention"],
+            self_trade_prevention=asked["self_trade_prevention"], destination=asked["destination"] or "",
         )  # fmt: skip
 
     def _replaced(self, order: Order, asked: Mapping[str, Any], report: Mapping[str, Any]) -> Order:
@@ -281,15 +295,22 @@ def rts24(event: OrderEvent, reference: Mapping[str, Any]) -> dict[str, Any] | N
         "21": _change(event), "22": order.order_type, "23": "STOP" if is_stop else "LMTO",
         "24": order.price or None, "25": None, "26": order.stop_price or None, "27": None,
         "28": event.trade_price if is_trade else None, "29": instrument.get("29"), "30": None, "31": "MONE",
-        "32": _SIDES[order.side], "33": "INAC" if order.is_waiting or order.status == "SUSPENDED" else "ACTI",
+        "32": _SIDES[order.side], "33": _status(order),
         "34": "UNIT", "35": None,
         "36": order.initial_quantity, "37": order.leaves_quantity, "38": displayed,
         "39": event.trade_quantity if is_trade else None, "40": order.minimum_quantity or None, "41": None,
         "42": None, "43": order.post_only,
         "44": ("PASV" if event.is_maker else "AGRE") if is_trade and not event.venue else None,
-        "45": prevents, "46": None, "47": None,
-        "48": f"{event.shard}-{event.execution_id}" if is_trade else None, "49": None, "50": None, "51": None,
+        "45": prevents, "46": None, "47": order.destination or None,
+        "48": f"{event.shard}-{event.execution_id}" if is_trade else None, "49": event.phase, "50": None, "51": None,
     }  # fmt: skip
+
+
+def _status(order: Order) -> str:
+    """Field 33."""
+    if order.destination:
+        return "ROUT"
+    return "INAC" if order.is_waiting or order.status == "SUSPENDED" else "ACTI"
 
 
 def _change(event: OrderEvent) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.codec import codec_of
 from pipelines.event_json import parse_events
 from pipelines.frames import Frame
 from pipelines.trading.audit import OrderEvent, OrderHistory, audit_trail, rts24
+from pipelines.trading.phases import TradingPhases
 
 CODEC = codec_of(MATCHING_COMMANDS.name)
 SECOND = 1_000_000
@@ -119,6 +121,14 @@ def test_rts24_records_have_every_field(events: list[OrderEvent]) -> None:
     assert [(record["21"], record["23"], record["33"]) for record in stop] == [
         ("NEWO", "STOP", "INAC"), ("TRIG", "STOP", "ACTI"),
     ]  # fmt: skip
+    codes = {
+        "10": {"DAVY", "GTCV", "GTDV", "GTSV", "GTTV", "IOCV", "FOKV"},
+        "21": {"NEWO", "TRIG", "REME", "REMA", "REMH", "CHME", "CHMO", "CAME", "CAMO", "REMO", "EXPI", "PARF", "FILL"},
+        "23": {"LMTO", "STOP"}, "31": {"MONE"}, "32": {"BUYI", "SELL"}, "33": {"ACTI", "INAC", "ROUT"}, "34": {"UNIT"},
+        "44": {"PASV", "AGRE", None},
+    }  # fmt: skip
+    for number, known in codes.items():
+        assert {record[number] for record in records} <= known, number
     refused = [record for record in records if record["21"] == "REMO"]
     assert [(record["20"], record["24"]) for record in refused] == [("0-5", None)]
 
@@ -158,9 +168,39 @@ def test_what_a_venue_was_asked_and_said_is_told() -> None:
     ]  # fmt: skip
     assert [record["liquidity"] for record in trail if "liquidity" in record] == ["ROUTED"]
     records = [record for event in told if (record := rts24(event, REFERENCE)) is not None]
-    assert [(record["21"], record["37"], record["44"]) for record in records] == [
-        ("NEWO", 5, None), ("PARF", 3, None), ("CAME", 0, None),
+    assert [(record["21"], record["33"], record["37"], record["44"], record["47"]) for record in records] == [
+        ("NEWO", "ROUT", 5, None, "XV"), ("PARF", "ROUT", 3, None, "XV"), ("CAME", "ROUT", 0, None, "XV"),
     ]  # fmt: skip
+
+
+def test_every_event_tells_the_phase_in_which_it_happened() -> None:
+    """A frame with a whole day in it: what changes the phase, and what comes of the change, are of the one before."""
+    kernel, history = InProcess(PIPELINES["matching"]), OrderHistory(0, TradingPhases())
+
+    def status(name: str) -> dict[str, Any]:
+        return {"type": "SecurityTradingStatus", "symbol": "ACME", "status": name}
+
+    day = [
+        {"type": "SymbolDefinition", "symbol": "ACME", "base_asset": "A", "quote_asset": "Q", "status": "PRE_OPEN"},
+        {"type": "SymbolDefinition", "symbol": "OTHER", "base_asset": "A", "quote_asset": "Q"},
+        order(1, "ALICE", "SELL", 100, 5), order(2, "BOB", "BUY", 100, 3), status("READY_TO_TRADE"),
+        order(3, "BOB", "BUY", 90, 1) | {"symbol": "OTHER"}, order(4, "BOB", "BUY", 100, 1), status("TRADING_HALT"),
+        {"type": "CancelOrder", "order_id": 1}, order(5, "BOB", "BUY", 80, 1, time_in_force="DAY"),
+        status("NOT_AVAILABLE_FOR_TRADING"), order(6, "BOB", "BUY", 80, 1),
+    ]  # fmt: skip
+    told: list[OrderEvent] = []
+    for number, commands in enumerate([day[:6], day[6:]]):
+        frame = Frame(CODEC.topic, 0, 0, number * SECOND, None, parse_events(CODEC, commands))
+        outputs = [kernel.decode_output(output) for output in kernel.apply_frame(frame)]
+        told.extend(history.feed(frame, [output for output in outputs if output.topic == MATCHING_REPORTS.name]))
+    records = [record for event in told if (record := rts24(event, REFERENCE)) is not None]
+    assert [(record["20"], record["21"], record["49"]) for record in records] == [
+        ("0-1", "NEWO", "PRE_OPEN"), ("0-2", "NEWO", "PRE_OPEN"), ("0-2", "FILL", "PRE_OPEN"),
+        ("0-1", "PARF", "PRE_OPEN"), ("0-3", "NEWO", "READY_TO_TRADE"), ("0-4", "NEWO", "READY_TO_TRADE"),
+        ("0-4", "FILL", "READY_TO_TRADE"), ("0-1", "PARF", "READY_TO_TRADE"), ("0-1", "CAME", "TRADING_HALT"),
+        ("0-5", "REMO", "TRADING_HALT"), ("0-6", "REMO", "NOT_AVAILABLE_FOR_TRADING"),
+    ]  # fmt: skip
+    assert audit_trail(told[0]).keys() == audit_trail(replace(told[0], phase=None)).keys()
 
 
 def test_missing_frames_are_an_alarm(frames: tuple[list[Frame], list[Frame]]) -> None:

@@ -50,7 +50,8 @@ LAST_KILL_AT: Final = 0.97
 """Kills happen between these shares of the load."""
 LOOK_SECONDS: Final = 0.25
 SET_UP_SECONDS: Final = 600.0
-DRAIN_SECONDS: Final = 900.0
+DRAIN_SECONDS: Final = 240.0
+"""The load never runs far ahead, so what takes longer has stopped."""
 API_BATCH: Final = 50
 API_CONNECTIONS: Final = 8
 CUSTOMERS_SHORT: Final = 0.1

@@ -104,7 +104,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 
 def java_options(settings: Settings) -> dict[str, str]:
     """The same for the Java client inside Flink's connector, without the brokers. Raises `KafkaAccessError`."""
-    options = {"security.protocol": settings.kafka_security_protocol}
+    options: dict[str, str] = {"security.protocol": settings.kafka_security_protocol}
     if uses_tls(settings):
         files = {"truststore": settings.kafka_ca_file, "keystore": settings.kafka_certificate_file}
         for store, path in _paths(files).items():

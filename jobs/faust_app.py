@@ -6,7 +6,7 @@ partition counts are the catalogue's, positions are kept by whoever applies the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import faust
 
@@ -14,6 +14,10 @@ from infra.kafka import kafka_password, tls_context, uses_sasl
 from infra.settings import Settings
 
 __all__ = ["make_app"]
+
+METADATA_MILLISECONDS: Final = 5_000
+"""A broker that has just started does not know its topics yet. A group that forms then shares out nothing, until its
+leader asks again: by default after five minutes, in which nothing would be applied."""
 
 
 def make_app(
@@ -33,6 +37,7 @@ def make_app(
         topic_disable_leader=True,
         topic_allow_declare=False,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=METADATA_MILLISECONDS,
         broker_commit_interval=commit_seconds,
         broker_session_timeout=settings.consumer_session_seconds,
         broker_heartbeat_interval=settings.consumer_session_seconds / 5,

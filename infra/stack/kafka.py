@@ -81,6 +81,10 @@ class Kafka(Server):
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
+            # A broker that was killed is taken back when the controller has given up the one before it: after nine
+            # seconds by default.
+            "broker.heartbeat.interval.ms": 500,
+            "broker.session.timeout.ms": 4000,
             "num.network.threads": 2,
             "num.io.threads": 4,
             "log.cleaner.dedupe.buffer.size": 16 << 20,

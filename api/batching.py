@@ -6,7 +6,10 @@ long as fewer than ``frames_in_flight`` frames are on their way. At most ``buffe
 `Batcher.submit` refuses, and the API answers 503.
 
 With ``together`` the lanes are looked at once the event loop has done what it is about to do: runs that were submitted
-one right after the other, as those of requests that were recorded together, leave in one frame per shard.
+one right after the other, as those of requests that were recorded together, leave in one frame per shard. With
+``pace_seconds`` too, these rounds are at least so far apart: what comes after a pause leaves at once, what comes within
+``pace_seconds`` of a round leaves in the next, unless it fills a frame. Whoever is behind the API pays per frame, so
+that under load a few milliseconds of company cost less time than they save.
 
 What a request may rely on:
 - its events for a shard stay together and in order, in one frame up to the frame's bounds; a longer run is cut between
@@ -114,6 +117,7 @@ class Batcher:
         linger_seconds: float,
         buffered_events: int,
         together: bool = False,
+        pace_seconds: float = 0.0,
     ) -> None:
         self._codec = codec
         self._sender = sender
@@ -125,6 +129,9 @@ class Batcher:
         self._frames_in_flight = frames_in_flight
         self._linger = linger_seconds
         self._together = together
+        self._pace = pace_seconds
+        self._next_round = 0.0
+        """By the event loop's clock."""
         self._leaving = False
         """The lanes will be looked at soon."""
         self._buffered_limit = buffered_events
@@ -177,15 +184,24 @@ class Batcher:
             lane.pending_events += len(run.events)
             lane.pending_bytes += self._bytes_of(run)
         self._count_buffered(events)
-        if not self._together:
-            for shard in {run.shard for run in runs}:
-                self._pump(self._lanes[shard])
-        elif not self._leaving:
+        for shard in {run.shard for run in runs}:
+            self._look_at(self._lanes[shard])
+
+    def _look_at(self, lane: _Lane) -> None:
+        """See to it that what may leave does, now or in the next round."""
+        if not self._together or (self._pace and self._is_full(lane)):
+            self._pump(lane)
+        elif lane.pending and not self._leaving:
             self._leaving = True
-            asyncio.get_running_loop().call_soon(self._leave)
+            loop = asyncio.get_running_loop()
+            if self._next_round > loop.time():
+                loop.call_at(self._next_round, self._leave)
+            else:
+                loop.call_soon(self._leave)
 
     def _leave(self) -> None:
         self._leaving = False
+        self._next_round = asyncio.get_running_loop().time() + self._pace
         for lane in self._lanes:
             self._pump(lane)
 
@@ -202,7 +218,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Send what is pending without waiting for company, and return when nothing is unacknowledged."""
-        self._linger = 0.0
+        self._linger = self._pace = 0.0
         self._leave()
         await self._idle.wait()
 
@@ -254,12 +270,11 @@ class Batcher:
                 return
             self._send(lane, self._cut(lane))
 
+    def _is_full(self, lane: _Lane) -> bool:
+        return lane.pending_events >= self.frame_events or lane.pending_bytes >= self._frame_bytes
+
     def _ripe(self, lane: _Lane) -> bool:
-        return (
-            lane.pending_events >= self.frame_events
-            or lane.pending_bytes >= self._frame_bytes
-            or time.monotonic() - lane.oldest >= self._linger
-        )
+        return self._is_full(lane) or time.monotonic() - lane.oldest >= self._linger
 
     def _linger_over(self, lane: _Lane) -> None:
         lane.timer = None
@@ -318,7 +333,10 @@ class Batcher:
                     else:
                         run.placed.set_exception(DeliveryError(error))
                 start = stop
-            self._pump(lane)
+            if self._pace:
+                self._look_at(lane)
+            else:
+                self._pump(lane)
 
         try:
             self._sender.send(frame, self._codec.encode(frame), done)

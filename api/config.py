@@ -38,6 +38,9 @@ class ApiSettings(BaseSettings):
     frame_events: int = Field(2048, ge=1, description="Most events of a frame.")
     frames_in_flight: int = Field(4, ge=1, description="Unacknowledged frames per shard and worker.")
     linger_seconds: float = Field(0.01, ge=0, description="Longest wait for company while another frame is in flight.")
+    orders_pace_seconds: float = Field(
+        0.01, ge=0, description="From one round of frames of orders to the next, at least; a lone order never waits."
+    )
     buffered_events: int = Field(200_000, ge=1, description="Events a worker holds before it answers 503.")
     delivery_seconds: float = Field(5, gt=0, description="Kafka must acknowledge a frame within this time, or 503.")
 

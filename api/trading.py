@@ -205,8 +205,10 @@ class Trading:
             frame_events=min(config.frame_events, PIPELINES["matching"].max_frame_events),
             frame_bytes=config.frame_bytes,
             frames_in_flight=config.frames_in_flight,
-            linger_seconds=config.linger_seconds,
+            linger_seconds=0.0,  # rounds gather instead
             buffered_events=config.buffered_events,
+            together=True,
+            pace_seconds=config.orders_pace_seconds,
         )
         self.reports = ReportReader(settings)
         self.books = Books(settings, config.valkey_seconds)

@@ -239,3 +239,41 @@ async def test_what_is_submitted_one_right_after_the_other_leaves_together() -> 
     while sender.waiting:
         sender.acknowledge()
     await draining
+
+
+async def test_rounds_are_apart_and_a_lone_event_waits_for_none() -> None:
+    sender = Sender()
+    target = batcher(sender, together=True, linger_seconds=0.0, frames_in_flight=9, frame_events=10, pace_seconds=0.02)
+    for shard in range(2):
+        submit(target, transfers(1, first=1 + shard), shard)
+    await asyncio.sleep(0)
+    assert [(frame.shard, ids(frame)) for frame in sender.frames] == [(0, [1]), (1, [2])], "the first round is now"
+    began = asyncio.get_running_loop().time()
+    submit(target, transfers(1, first=3), 0)
+    sender.acknowledge()
+    submit(target, transfers(1, first=4), 0)
+    await asyncio.sleep(0)
+    assert len(sender.frames) == 2, "what comes soon after waits, though nothing of its shard is in flight"
+    for number in range(2):
+        submit(target, transfers(6, first=100 + 10 * number), 3)
+    assert [len(frame.events) for frame in sender.frames[2:]] == [6, 6], "a full lane does not"
+    async with asyncio.timeout(10):
+        while len(sender.frames) < 5:  # noqa: ASYNC110 - the timer of the batcher is under test
+            await asyncio.sleep(0.001)
+    assert asyncio.get_running_loop().time() - began > 0.015
+    assert ids(sender.frames[4]) == [3, 4]
+
+
+async def test_nothing_waits_for_a_round_when_the_worker_stops() -> None:
+    sender = Sender()
+    target = batcher(sender, together=True, linger_seconds=0.0, frames_in_flight=1, pace_seconds=60.0)
+    submit(target, transfers(1))
+    await asyncio.sleep(0)
+    submit(target, transfers(1, first=2))
+    draining = asyncio.create_task(target.drain())
+    await asyncio.sleep(0)
+    sender.acknowledge()
+    assert [ids(frame) for frame in sender.frames] == [[1], [2]]
+    sender.acknowledge()
+    async with asyncio.timeout(5):
+        await draining

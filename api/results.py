@@ -1,7 +1,9 @@
 """`Prefer: wait=N`: hands a system's replies to the requests that wait for them.
 
 Each worker reads every partition of the results topic from its end, in no consumer group, and from before it accepts
-its first write, so that no result of a frame it sent can be missed. Results are matched by (trace, index): a result
+its first write, so that no result of a frame it sent can be missed. What has come is taken together, and what concerns
+somebody is told to the event loop in one call: the interpreter, which the reading thread must wait for, is taken twice
+per round and not for each record. Results are matched by (trace, index): a result
 frame carries the trace of the command frame and has one event per command, in order. While nobody waits, records are
 read and dropped undecoded. A waiter that got nothing (the job is down, say) is answered 202 by its handler.
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -32,6 +35,7 @@ __all__ = ["ResultReader", "Waiter"]
 
 CALL_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 1.0
+RECORDS_AT_ONCE: Final = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +59,8 @@ class ResultReader:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, list[Waiter]] = {}
         self._codecs: dict[int, FrameCodec] = {}
+        self._arrived: deque[Frame] = deque()
+        self._is_telling = False
         self._positioned = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"{topic.name}-reader", daemon=True)
@@ -115,8 +121,14 @@ class ResultReader:
                 self._stopping.wait(RETRY_SECONDS)
             while not self._stopping.is_set():
                 message = consumer.poll(0.1)
-                if message is not None and message.error() is None and self._wanted:
-                    self._take(message)
+                if message is None:
+                    continue
+                for one in (message, *consumer.consume(RECORDS_AT_ONCE, 0)):
+                    if one.error() is None and self._wanted:
+                        self._take(one)
+                if self._arrived and not self._is_telling:
+                    self._is_telling = True
+                    self._loop.call_soon_threadsafe(self._tell_arrived)
         finally:
             consumer.close()
 
@@ -146,7 +158,16 @@ class ResultReader:
             )
             return
         if self._concerns(frame):
-            self._loop.call_soon_threadsafe(self._resolve, frame)
+            self._arrived.append(frame)
+
+    def _tell_arrived(self) -> None:
+        self._is_telling = False
+        while self._arrived:
+            frame = self._arrived.popleft()
+            try:
+                self._resolve(frame)
+            except Exception:  # the others have theirs
+                log().exception("results were not handed over", topic=self._topic.name, frame=frame.trace)
 
     def _concerns(self, frame: Frame) -> bool:
         """Whether `_resolve` must see the frame; called in the reading thread."""

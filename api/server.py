@@ -38,6 +38,9 @@ POLL_SECONDS: Final = 0.05
 STOP_MARGIN_SECONDS: Final = 15.0
 PORT_PATIENCE_SECONDS: Final = 15.0
 MAX_HEADER_BYTES: Final = 8190
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that talks to Kafka waits for a busy event loop to let it have the interpreter, which it needs for
+every delivery report and every batch of results; Python's default is ten times as long."""
 
 
 class ApiStartError(StreambankError):
@@ -223,6 +226,7 @@ def _worker_main() -> None:
     import uvloop  # not in the parent, which has no loop
 
     configure_api_logs()
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_work(int(sys.argv[1]), parent=int(sys.argv[2])))
 
 

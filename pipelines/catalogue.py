@@ -389,6 +389,7 @@ PIPELINES: Final[dict[str, Pipeline]] = {
         shards=MATCHING_SHARDS,
         max_frame_events=8_192,
         doc="Order matching: price-time priority, pre-trade risk, trading controls, market data.",
+        linger_ms=2,
     ),
     "fraud": Pipeline(
         "fraud",

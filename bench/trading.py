@@ -5,7 +5,10 @@ journaled state and checkpoints on, at parallelism 1; the ceiling is a plain lib
 the same run. The reports must be those of the kernel in one process.
 
 Order entry is open loop: orders leave on schedule over several OrderStreams, whatever the answers do, and what counts
-is the time from an order's planned sending to its NEW report at the client. API, job and client share the machine.
+is the time from when an order was due to its NEW report at the client. A stream sends what came due every
+`GATHER_SECONDS`, which the latency contains. API, job, broker and client share the machine: the system's counters tell
+what each of them spends on an order, and the topics in how many frames it travels. A minute of traffic comes first, in
+which the JVMs compile.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any, Final
 import grpc
 import httpx
 import numpy as np
+import psutil
 import uvloop
 
 from api.clients import ClientStore
@@ -43,7 +47,9 @@ from bench.flink import (
 from bench.matching_streams import command_rows, interleaved_stream
 from bench.report import Measurement
 from infra.settings import Settings
-from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_REPORTS, MATCHING_SHARDS
+from infra.stack.stack import Stack
+from jobs.topic_reader import TopicReader
+from pipelines.catalogue import MATCHING_COMMANDS, MATCHING_MARKET_DATA, MATCHING_REPORTS, MATCHING_SHARDS
 from pipelines.codec import codec_of
 from pipelines.frames import Events, Frame
 from pipelines.matching.kernel import MatchingKernel
@@ -55,12 +61,17 @@ FRAME_EVENTS: Final = 500
 MESSAGES_PER_SHARD: Final = 2_000_000
 ORDERS_PER_SECOND: Final = 2_000
 STREAMS: Final = 4
+GATHER_SECONDS: Final = 0.005
+"""From one message of a stream to its next."""
 SYMBOLS: Final = 16
 WARM_UP_SECONDS: Final = 60.0
 SECONDS: Final = 20.0
 START_SECONDS: Final = 90.0
 ANSWER_SECONDS: Final = 60.0
 UNARY_SECONDS: Final = 10.0
+
+SERVERS: Final = ("kafka", "flink", "valkey")
+PASSED: Final = (MATCHING_COMMANDS, MATCHING_REPORTS, MATCHING_MARKET_DATA)
 
 Delays = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -157,40 +168,83 @@ def order_entry(
     per_second: int = ORDERS_PER_SECOND,
     warm_up: float = WARM_UP_SECONDS,
 ) -> list[Measurement]:
-    """p50, p99 and p99.9 from an order's planned sending to its NEW report, in milliseconds; beside it, orders by unary
-    calls at a tenth of the rate."""
+    """p50, p99 and p99.9 from when an order was due to its NEW report, in milliseconds, and what an order costs; beside
+    it, orders by unary calls at a tenth of the rate."""
     streamed, few = int((warm_up + seconds) * per_second), per_second // 10
     with (
         bench_environment(settings) as (environment, _),
         running_job(environment, {}, "matching"),
-        _running_api(environment) as (address, token),
+        _running_api(environment) as (address, token, api),
     ):
-        delays = uvloop.run(_streams(address, token, streamed, per_second))
+        spent = _Spent(settings, environment, api)
+        delays = uvloop.run(_streams(address, token, streamed, per_second, warm_up, spent))
+        first = int(warm_up * per_second)
+        found = _latency(f"Order entry gRPC -> report at {per_second:,} orders/s", delays, first, 30, spent)
+        spent.begin()
         single = uvloop.run(_calls(address, token, streamed + 1, int(UNARY_SECONDS * few), few))
-    steady = delays[int(warm_up * per_second) :]
-    return [
-        *_latency(f"Order entry gRPC -> report at {per_second:,} orders/s", delays, steady, 30),
-        *_latency(f"Order entry by unary calls at {few:,} orders/s", single, single, None),
-    ]
+        spent.end()
+        return found + _latency(f"Order entry by unary calls at {few:,} orders/s", single, 0, None, spent)
 
 
-def _latency(name: str, delays: Delays, steady: Delays, goal: float | None) -> list[Measurement]:
+class _Spent:
+    """CPU time of everything that an order passes, by process, and frames of the topics, from `begin` to `end`."""
+
+    def __init__(self, servers: Settings, environment: Settings, api: int) -> None:
+        self._servers = Stack(servers, only=SERVERS).servers
+        self._environment = environment
+        self._api = psutil.Process(api)
+        self._before = self._after = self._read()
+
+    def begin(self) -> None:
+        self._before = self._read()
+
+    def end(self) -> None:
+        self._after = self._read()
+
+    def figures(self, orders: int) -> dict[str, Any]:
+        """What ``orders`` took in that time."""
+        (begun, cpu, frames), (ended, cpu_after, frames_after) = self._before, self._after
+        used = {name: cpu_after[name] - cpu.get(name, 0.0) for name in cpu_after}
+        return {
+            "cpu_ms_per_order": {name: round(seconds / orders * 1000, 3) for name, seconds in used.items()},
+            "cores": {name: round(seconds / (ended - begun), 2) for name, seconds in used.items()},
+            "frames_per_order": {name: round((end - frames[name]) / orders, 3) for name, end in frames_after.items()},
+            "load_average": os.getloadavg(),
+        }
+
+    def _read(self) -> tuple[float, dict[str, float], dict[str, int]]:
+        spent = {one.name: one.cpu_seconds() for server in self._servers for one in server.processes()}
+        for name, members in (("api", [self._api, *self._api.children()]), ("client", [psutil.Process()])):
+            spent[name] = sum(used.user + used.system for used in (member.cpu_times() for member in members))
+        with TopicReader(self._environment) as reader:
+            return time.monotonic(), spent, {topic.name: sum(reader.ends(topic)) for topic in PASSED}
+
+
+def _latency(name: str, delays: Delays, first: int, goal: float | None, spent: _Spent) -> list[Measurement]:
+    """Of the orders from ``first`` on, which is when ``spent`` began."""
     if np.isnan(delays).any():
         raise BenchError(f"{name}: {int(np.isnan(delays).sum())} of {len(delays)} orders had no report")
+    steady = delays[first:]
     p50, p99, p999 = (round(float(np.quantile(steady, q)) * 1000, 1) for q in (0.5, 0.99, 0.999))
-    detail = {"orders": len(steady), "worst_ms": round(float(steady.max()) * 1000, 1)}
+    figures = spent.figures(len(steady))
+    detail = {"orders": len(steady), "worst_ms": round(float(steady.max()) * 1000, 1), **figures}
     check = f"{len(delays):,} orders, each with its report"
     goals: dict[str, Any] = {} if goal is None else {"goal": f"<= {goal:.0f} ms", "met": p99 <= goal}
+    used = sorted(figures["cpu_ms_per_order"].items(), key=lambda item: -item[1])
     return [
         Measurement(f"{name}, p50", p50, "ms", check=check, detail=detail),
         Measurement(f"{name}, p99", p99, "ms", check=check, detail=detail, **goals),
         Measurement(f"{name}, p99.9", p999, "ms", check=check, detail=detail),
-    ]
+        Measurement(
+            f"{name}, CPU of an order", round(sum(amount for _, amount in used), 3), "ms",
+            check=", ".join(f"{process} {amount:.3f}" for process, amount in used),
+        ),
+    ]  # fmt: skip
 
 
 @contextmanager
-def _running_api(environment: Settings) -> Iterator[tuple[str, str]]:
-    """One API worker with gRPC: its address and a token."""
+def _running_api(environment: Settings) -> Iterator[tuple[str, str, int]]:
+    """One API worker with gRPC: its address, a token and the parent's process id."""
     http_port, grpc_port = _free_port(), _free_port()
     with tempfile.TemporaryDirectory() as scratch:
         own = environment.model_copy(
@@ -216,7 +270,7 @@ def _running_api(environment: Settings) -> Iterator[tuple[str, str]]:
                 auth=(client[0].client_id, client[1]),
                 timeout=20,
             )
-            yield f"{own.host}:{grpc_port}", str(answer.raise_for_status().json()["access_token"])
+            yield f"{own.host}:{grpc_port}", str(answer.raise_for_status().json()["access_token"]), process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -240,9 +294,11 @@ def _wait_ready(url: str) -> None:
     raise BenchError(f"the API was not ready within {START_SECONDS:.0f} s")
 
 
-async def _streams(address: str, token: str, orders: int, per_second: int) -> Delays:
-    """The delay of each order's first report behind its planned time over OrderStreams, in seconds; NaN where none
-    came. Each stream sends what is due: one order, or those that came due while a message was being written."""
+async def _streams(
+    address: str, token: str, orders: int, per_second: int, warm_up: float, spent: _Spent
+) -> Delays:  # fmt: skip
+    """The delay of each order's first report behind the time when it was due over OrderStreams, in seconds; NaN where
+    none came. ``spent`` begins after ``warm_up`` seconds and ends with the last report."""
     delays = np.full(orders, np.nan)
     metadata = (("authorization", f"Bearer {token}"),)
     async with grpc.aio.insecure_channel(address) as channel:
@@ -255,8 +311,7 @@ async def _streams(address: str, token: str, orders: int, per_second: int) -> De
             number = first
             while number < orders:
                 pause = start + number / per_second - time.perf_counter()
-                if pause > 0:
-                    await asyncio.sleep(pause)
+                await asyncio.sleep(max(pause, GATHER_SECONDS))
                 due = min(orders, int((time.perf_counter() - start) * per_second) + 1)
                 numbers = range(number, max(due, number + 1), STREAMS)
                 await call.write(
@@ -278,8 +333,13 @@ async def _streams(address: str, token: str, orders: int, per_second: int) -> De
                         delays[number] = now - (start + number / per_second)
             await sending
 
+        async def mark() -> None:
+            await asyncio.sleep(start + warm_up - time.perf_counter())
+            await asyncio.to_thread(spent.begin)
+
         async with asyncio.timeout(orders / per_second + ANSWER_SECONDS):
-            await asyncio.gather(*(one(number) for number in range(STREAMS)))
+            await asyncio.gather(mark(), *(one(number) for number in range(STREAMS)))
+            await asyncio.to_thread(spent.end)
     return delays
 
 

@@ -28,6 +28,7 @@ __all__ = ["Command", "ServerProcess", "streambank_command"]
 
 START_TIME_TOLERANCE_SECONDS = 1.0
 LOG_KEPT_BYTES = 8 << 20
+EXIT_CODE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,14 @@ class ServerProcess:
     def exit_code(self) -> int | None:
         """Of the process that this object started last, once it has ended: negative for a signal. None before, and for
         one that another program started."""
-        return None if self._child is None else self._child.poll()
+        if self._child is None:
+            return None
+        if self.find() is None:
+            # Gone, but its code may not be there yet: its other threads end after its first one, and it is `_spawn`'s
+            # thread that reaps it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._child.wait(EXIT_CODE_SECONDS)
+        return self._child.poll()
 
     def memory_bytes(self) -> int:
         """Proportional memory of the process and all its children (pages shared among them counted once); 0 when it

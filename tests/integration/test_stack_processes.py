@@ -27,6 +27,16 @@ STUBBORN = Command(
         "time.sleep(600)\n",
     )
 )
+LEADERLESS = Command(
+    (
+        sys.executable,
+        "-c",
+        "import ctypes, os, threading, time\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), os._exit(7))).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n",
+    )
+)
+"""Its first thread ends before the others, as when a process with threads dies: for that long it has no code yet."""
 
 
 @pytest.fixture
@@ -57,6 +67,12 @@ def test_it_is_in_a_session_of_its_own(process: ServerProcess) -> None:
     process.start(SLEEPER)
     assert process.pid is not None
     assert os.getsid(process.pid) == process.pid != os.getsid(0)
+
+
+def test_the_code_of_what_has_ended_is_told_however_early_one_asks(process: ServerProcess) -> None:
+    process.start(LEADERLESS)
+    wait_until(lambda: process.pid is None, 30, "the first thread has ended")
+    assert process.exit_code == 7
 
 
 def test_what_ignores_the_stop_signal_is_killed_with_its_children(process: ServerProcess) -> None:

@@ -12,6 +12,7 @@ in front and an end behind is a frame. That gives the writer's schema, projectio
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ import fastavro
 import msgspec
 import numpy as np
 
+from api.avro_files import AVRO_MAGIC, block_events
 from api.batching import concatenate
 from api.problems import Problem
 from pipelines.avro_schema import SchemaError
@@ -38,6 +40,7 @@ __all__ = [
     "BodyReader",
     "Limits",
     "Parsed",
+    "accepts_avro",
     "body_format",
     "parse_json",
     "read_avro",
@@ -60,8 +63,6 @@ MAX_AVRO_BLOCK_BYTES: Final = 900_000
 MAX_AVRO_META_BYTES: Final = 256 << 10
 MAX_AVRO_META_ENTRIES: Final = 64
 MAX_FIELD_ERRORS: Final = 32
-AVRO_MAGIC: Final = b"Obj\x01"
-_FRAME_START: Final = b"\0\0\0\0"  # shard 0, sequence 0, produced_at 0, trace null
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,15 @@ def body_format(content_type: str, content_encoding: str | None) -> BodyFormat:
         raise Problem("unsupported-media-type", f"Content-Type is {content_type[:100] or 'missing'}.",
                       supported=sorted(MEDIA_TYPES))  # fmt: skip
     return found
+
+
+def accepts_avro(headers: list[str]) -> bool:
+    """Whether an Accept header (RFC 9110) names an Avro media type."""
+    for offered in ",".join(headers).split(","):
+        name, *parameters = (part.strip().lower() for part in offered.split(";"))
+        if MEDIA_TYPES.get(name) == "avro":
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 class BodyReader:
@@ -406,13 +416,8 @@ def _avro_decoder(codec: FrameCodec, schema: Any, allowed: Sequence[str]) -> Fra
         raise Problem("invalid-event",
                       f"The file's schema is of {', '.join(name or 'no record' for name in names)[:200]}"
                       f"; this route takes {', '.join(allowed)}.")  # fmt: skip
-    frame = codec.schema
-    fields = [
-        {**found, "type": {"type": "array", "items": schema}} if found["name"] == "events" else found
-        for found in frame["fields"]
-    ]
     try:
-        return FrameCodec(codec.topic, frame, {**frame, "fields": fields})
+        return codec.reading(schema)
     except (SchemaError, RecursionError) as error:
         raise Problem("invalid-event", f"The file's schema does not fit: {error}.") from None
 
@@ -435,7 +440,7 @@ def _parse_block(
     if count == 0:
         return []
     try:
-        events = _decode(decoder, data, count)
+        events = block_events(decoder, data, count)
     except FrameError:
         return [_parse_block_singly(codec, decoder, schema, data, count, first)]
     return [
@@ -443,14 +448,6 @@ def _parse_block(
                list(range(first + start, first + min(start + CHUNK_EVENTS, count))))
         for start in range(0, count, CHUNK_EVENTS)
     ]  # fmt: skip
-
-
-def _decode(decoder: FrameCodec, data: bytes, count: int) -> Events:
-    """The events of a block: ``count`` of them and nothing more."""
-    events = decoder.decode(_FRAME_START + _long(count) + data + b"\0").events
-    if len(events) != count:
-        raise FrameError("bad_count", f"{len(events)} events in a block of {count}")
-    return events
 
 
 def _parse_block_singly(
@@ -470,7 +467,7 @@ def _parse_block_singly(
             raise Problem("malformed-avro", f"Record {position} cannot be read: {type(error).__name__} {error}"[:300],
                           record=position) from None  # fmt: skip
         try:
-            parts.append(_decode(decoder, data[start : stream.tell()], 1))
+            parts.append(block_events(decoder, data[start : stream.tell()], 1))
         except FrameError as error:
             flags = record.get("flags") if isinstance(record, dict) else 0
             linked = isinstance(flags, int) and bool(flags & 1)
@@ -479,14 +476,3 @@ def _parse_block_singly(
             positions.append(position)
     events = concatenate(codec, parts) if parts else Events(codec.new_rows(0))
     return Parsed(events, positions, bad)
-
-
-def _long(value: int) -> bytes:
-    """An Avro long, for a value that is not negative."""
-    value <<= 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

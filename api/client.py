@@ -15,6 +15,7 @@
   are sent again to ask for them: those that had been created are then answered ``exists``, which is ``ok`` too, and
   those that had failed for a passing reason ``id_already_failed``. Of a linked chain that is there already the first
   member is answered ``exists`` and the others ``linked_event_failed``.
+- **Many.** Accounts, transfers and results are none of the garbage collector's business, however many live.
 - **Numbers.** Amounts are integers of the ledger's minor unit; what does not fit a field raises `ValueError` before
   anything is sent.
 
@@ -25,7 +26,6 @@ events may or may not have been applied; the same call again is safe).
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import threading
 import time
@@ -33,18 +33,20 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import httpx
 import msgspec
 import numpy as np
 
+from api.avro_files import container, container_events, ledger_answer_codec
 from pipelines.catalogue import LEDGER_COMMANDS
 from pipelines.codec import FrameCodec, codec_of
-from pipelines.errors import StreambankError
-from pipelines.frames import Events, Frame, Rows
+from pipelines.errors import FrameError, StreambankError
+from pipelines.frames import Rows
 from pipelines.ledger.records import AccountFlags, TransferFlags
 
 __all__ = [
@@ -57,7 +59,6 @@ __all__ = [
     "Result",
     "Transfer",
     "TransferFlags",
-    "container",
 ]
 
 BATCH_EVENTS: Final = 5_000
@@ -90,7 +91,7 @@ class LedgerUnavailable(StreambankError):  # noqa: N818 - a state, named for wha
     """No answer in time; calling again with the same events is safe."""
 
 
-class Account(NamedTuple):
+class Account(msgspec.Struct, frozen=True, gc=False):
     """A CreateAccount; fields as in docs/reference/ledger.md."""
 
     id: int
@@ -103,7 +104,7 @@ class Account(NamedTuple):
     timestamp: int = 0
 
 
-class Transfer(NamedTuple):
+class Transfer(msgspec.Struct, frozen=True, gc=False):
     """A CreateTransfer; fields as in docs/reference/ledger.md. A post or a void names the pending transfer's ledger."""
 
     id: int
@@ -121,7 +122,7 @@ class Transfer(NamedTuple):
     timestamp: int = 0
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """What the ledger made of an event. ``result``: ``created`` or the first check that failed; ``refused`` when the
     API did not pass it on. ``sequence``: what a query of the shard must have reached to show the effect."""
 
@@ -170,49 +171,29 @@ def rows_of(codec: FrameCodec, events: Sequence[Account] | Sequence[Transfer]) -
     rows = codec.new_rows(len(events))
     view = rows.view(event_type.dtype)[:, 0]
     view["kind"] = kind
-    for name, values in zip(type(events[0])._fields, zip(*events, strict=True), strict=True):
+    for name in type(events[0]).__struct_fields__:
+        values = list(map(attrgetter(name), events))
         if not any(values):
             continue  # most fields of most events
         field = event_type.field(name)
-        smallest, largest = min(values), max(values)
+        column = np.array(values)
+        if column.dtype == np.int64:
+            smallest, largest = int(column.min()), int(column.max())
+        elif all(isinstance(value, int) for value in values):
+            smallest, largest = min(values), max(values)
+        else:
+            wrong = next(value for value in values if not isinstance(value, int))
+            raise ValueError(f"{event_type.name}.{name}: {wrong!r} found, it must be an integer")
         if smallest < 0 or largest > (2**128 - 1 if field.storage == "u128" else field.maximum):
             raise ValueError(f"{event_type.name}.{name}: {smallest} to {largest} found, out of range")
         if field.storage != "u128":
-            view[name] = np.array(values, view.dtype[name])
+            view[name] = column
         elif largest <= _WORD:
-            view[f"{name}_lo"] = np.array(values, np.uint64)
+            view[f"{name}_lo"] = column if column.dtype == np.int64 else np.array(values, np.uint64)
         else:
             view[f"{name}_lo"] = np.array([value & _WORD for value in values], np.uint64)
             view[f"{name}_hi"] = np.array([value >> 64 for value in values], np.uint64)
     return rows
-
-
-def container(codec: FrameCodec, rows: Rows) -> bytes:
-    """The rows as an Avro object container file of one block, as the API takes it."""
-    body = codec.encode(Frame(codec.topic, 0, 0, 0, None, Events(rows)))
-    # four header fields of one byte, then the array: its count, the events, 0
-    start = 4
-    while body[start] & 0x80:
-        start += 1
-    block = memoryview(body)[start + 1 : -1]
-    sync = os.urandom(16)
-    return b"".join((_header(codec), sync, _varint(len(rows)), _varint(len(block)), block, sync))
-
-
-def _header(codec: FrameCodec) -> bytes:
-    [events] = [field for field in codec.schema["fields"] if field["name"] == "events"]
-    schema = msgspec.json.encode(events["type"]["items"])
-    pairs = ((b"avro.schema", schema), (b"avro.codec", b"null"))
-    text = b"".join(_varint(len(part)) + part for pair in pairs for part in pair)
-    return b"Obj\x01" + _varint(len(pairs)) + text + b"\0"
-
-
-def _varint(value: int) -> bytes:
-    raw, out = value << 1, bytearray()
-    while raw > 0x7F:
-        out.append(raw & 0x7F | 0x80)
-        raw >>= 7
-    return bytes([*out, raw])
 
 
 class AsyncLedgerClient:
@@ -369,9 +350,12 @@ class AsyncLedgerClient:
         deadline = time.monotonic() + self._patience
         while True:
             headers = {
-                "Content-Type": "application/avro", "Idempotency-Key": str(uuid4()), "Prefer": f"wait={WAIT_SECONDS}"
+                "Content-Type": "application/avro", "Accept": "application/avro, application/json",
+                "Idempotency-Key": str(uuid4()), "Prefer": f"wait={WAIT_SECONDS}",
             }  # fmt: skip
             response = await self._request("POST", "/v1/ledger/events", deadline, content=body, headers=headers)
+            if response.headers["Content-Type"] == "application/avro":
+                return _results_in(response.content, ids)
             answer = msgspec.json.decode(response.content, type=_Answer)
             if answer.results is not None:
                 break
@@ -490,6 +474,25 @@ class LedgerClient:
     def transfer(self, transfer_id: int, *, ledger: int | None = None, min_sequence: int = 0) -> dict[str, Any]:
         """The transfer as applied."""
         return self._run(self._client.transfer(transfer_id, ledger=ledger, min_sequence=min_sequence))
+
+
+def _results_in(file: bytes, ids: list[int]) -> list[Result]:
+    """The results of all events of a write."""
+    codec = ledger_answer_codec()
+    rows = container_events(codec, file).rows
+    account, transfer = codec.event_types
+    results = rows.view(account.dtype)[:, 0]  # both kinds have the same fields
+    if not np.array_equal(results["record"], np.arange(len(ids))):
+        results = results[np.argsort(results["record"])]
+        if not np.array_equal(results["record"], np.arange(len(ids))):
+            raise FrameError("bad_count", f"{len(results)} results of {len(ids)} events")
+    of_accounts, of_transfers = (
+        np.array(kind.field("result").symbols, object).take(results["result"], mode="clip")
+        for kind in (account, transfer)
+    )
+    names = np.where(results["kind"] == account.kind, of_accounts, of_transfers)
+    columns = (results[name].tolist() for name in ("timestamp", "shard", "sequence"))
+    return list(map(Result, ids, names.tolist(), *columns))
 
 
 def _problem(response: httpx.Response) -> LedgerApiError:

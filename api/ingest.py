@@ -28,6 +28,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from api.auth import Principal
+from api.avro_files import container, ledger_answer_codec
 from api.batching import Batcher, BufferFull, ChainTooLong, DeliveryError, Placed, Run, flag_bits, flags_words
 from api.bodies import (
     BadEvent,
@@ -35,6 +36,7 @@ from api.bodies import (
     BodyReader,
     Limits,
     Parsed,
+    accepts_avro,
     body_format,
     parse_json,
     read_avro,
@@ -67,6 +69,10 @@ KEPT_STATUSES: Final = frozenset({200, 201, 202, 207, 422})
 """Answers that a repeat under the same Idempotency-Key gets again; others let the work be tried again."""
 
 
+_Answers = list[tuple[int, Events]]
+"""Per run that is waited for, in the order of `_Sent.waiting`: the sequence of the replies' frame, and its replies."""
+
+
 @dataclass(frozen=True, slots=True)
 class WriteRoute:
     """A route's path and its event types; ``implied`` when it takes one only. With ``implied_fields``, which the path
@@ -96,10 +102,12 @@ class SentRun:
 
 @dataclass(slots=True)
 class _Sent:
-    """What became of a request's events so far. ``waits`` while the results of all of them are wanted."""
+    """What became of a request's events so far. ``waits`` while the results of all of them are wanted; ``wants_file``:
+    as an Avro file, where the system has such."""
 
     position_name: str
     waits: bool
+    wants_file: bool = False
     pending: deque[SentRun] = field(default_factory=deque)
     pending_events: int = 0
     waiting: list[SentRun] = field(default_factory=list)
@@ -163,6 +171,10 @@ class Ingest(ABC):
     def _verdict(self, results: list[dict[str, Any]], sent: _Sent, is_array: bool) -> tuple[int, dict[str, str]]:
         """Status (200 or 201) and headers of an answer with these results."""
 
+    def _results_file(self, sent: _Sent, answers: _Answers) -> tuple[int, bytes] | None:
+        """Status (200 or 201) and Avro object container file of the replies; None where a system has no such file."""
+        return None
+
     def _routable(self, parsed: Parsed) -> Parsed:
         """Refuse what does not say where it goes."""
         return parsed
@@ -222,7 +234,8 @@ class Ingest(ABC):
             await self._settle(sent)
             if sent.failure:
                 raise _unavailable(sent)
-            return await self._await_results(sent, deadline) if sent.waits else None
+            answers = await self._await_answers(sent, deadline) if sent.waits else None
+            return None if answers is None else self._results_in_order(sent, answers)
         finally:
             for waiting in sent.waiting:
                 if waiting.waiter is not None:
@@ -261,8 +274,9 @@ class Ingest(ABC):
         wait: float,
     ) -> web.Response:
         sent = _Sent(
-            {"json": "index", "ndjson": "line", "avro": "record"}[kind], waits=wait > 0 and self._results.ready
-        )
+            {"json": "index", "ndjson": "line", "avro": "record"}[kind], waits=wait > 0 and self._results.ready,
+            wants_file=accepts_avro(request.headers.getall("Accept", [])),
+        )  # fmt: skip
         deadline = asyncio.get_running_loop().time() + wait
         try:
             if kind == "json":
@@ -290,11 +304,13 @@ class Ingest(ABC):
         document = sent.summary()
         status = 207 if sent.refused else 202
         if sent.waits:
-            results = await self._await_results(sent, deadline)
-            count("streambank_api_waits", "late" if results is None else "answered")
-            if results is not None:
-                document["results"] = results
+            answers = await self._await_answers(sent, deadline)
+            count("streambank_api_waits", "late" if answers is None else "answered")
+            if answers is not None:
                 headers["Preference-Applied"] = f"wait={wait:g}"
+                if sent.wants_file and is_array and not sent.refused and (file := self._results_file(sent, answers)):
+                    return web.Response(status=file[0], body=file[1], content_type="application/avro", headers=headers)
+                results = document["results"] = self._results_in_order(sent, answers)
                 status_of_results, more = self._verdict(results, sent, is_array)
                 headers |= more
                 if not sent.refused:
@@ -439,13 +455,16 @@ class Ingest(ABC):
                     sent.events.append({sent.position_name: position, **description, "shard": placed.shard})
             sent.events.sort(key=lambda event: int(event[sent.position_name]))
 
-    async def _await_results(self, sent: _Sent, deadline: float) -> list[dict[str, Any]] | None:
-        """The results of all events in the body's order, or None when not all came in time."""
+    async def _await_answers(self, sent: _Sent, deadline: float) -> _Answers | None:
+        """The replies to all runs, or None when not all came in time."""
         try:
             async with asyncio.timeout_at(deadline):
-                answers = [await entry.waiter.answer for entry in sent.waiting if entry.waiter is not None]
+                return [await entry.waiter.answer for entry in sent.waiting if entry.waiter is not None]
         except TimeoutError:
             return None
+
+    def _results_in_order(self, sent: _Sent, answers: _Answers) -> list[dict[str, Any]]:
+        """The results of all events in the body's order."""
         results: list[dict[str, Any]] = []
         for entry, (sequence, events) in zip(sent.waiting, answers, strict=True):
             results += self._results_of(entry, sequence, events)
@@ -551,6 +570,23 @@ class LedgerIngest(Ingest):
             {"position": position, **record, "shard": entry.run.shard, "sequence": sequence}
             for position, record in zip(entry.positions, render_events(self._results_codec, replies), strict=True)
         ]
+
+    def _results_file(self, sent: _Sent, answers: _Answers) -> tuple[int, bytes]:
+        codec = ledger_answer_codec()
+        rows = codec.new_rows(sum(len(replies) for _, replies in answers))
+        results = rows.view(codec.event_types[0].dtype)[:, 0]  # both kinds have the same fields
+        start = 0
+        for entry, (sequence, replies) in zip(sent.waiting, answers, strict=True):
+            stop = start + len(replies)
+            rows[start:stop, : replies.rows.shape[1]] = replies.rows
+            results["record"][start:stop] = entry.positions
+            results["shard"][start:stop] = entry.run.shard
+            results["sequence"][start:stop] = sequence
+            start = stop
+        if len(answers) > 1:
+            rows = rows[np.argsort(results["record"])]
+        status = 200 if results["result"].any() else 201  # 0 is `created`
+        return status, container(codec, rows)
 
     def _verdict(self, results: list[dict[str, Any]], sent: _Sent, is_array: bool) -> tuple[int, dict[str, str]]:
         if not all(result["result"] == "created" for result in results):

@@ -68,13 +68,13 @@ def openapi_document(commands: FrameCodec, results: FrameCodec) -> dict[str, Any
             {"name": "Operation", "description": "Health, metrics and this document."},
         ],
         "paths": {
-            "/v1/accounts": {"post": _write("createAccounts", "Create accounts", ["CreateAccount"])},
+            "/v1/accounts": {"post": _ledger_write("createAccounts", "Create accounts", ["CreateAccount"])},
             "/v1/transfers": {
                 "get": _search(),
-                "post": _write("createTransfers", "Create transfers", ["CreateTransfer"]),
+                "post": _ledger_write("createTransfers", "Create transfers", ["CreateTransfer"]),
             },
             "/v1/ledger/events": {
-                "post": _write("createEvents", "Send accounts and transfers in one order", [
+                "post": _ledger_write("createEvents", "Send accounts and transfers in one order", [
                     kind.name for kind in commands.event_types
                 ])
             },
@@ -361,6 +361,18 @@ def _write(operation: str, summary: str, kinds: list[str]) -> dict[str, Any]:
             **_problems(_WRITE_PROBLEMS),
         },
     }  # fmt: skip
+
+
+def _ledger_write(operation: str, summary: str, kinds: list[str]) -> dict[str, Any]:
+    """A write whose results come as an Avro file too."""
+    route = _write(operation, summary, kinds)
+    file = {"type": "string", "description": "Object container file of the results.",
+            "contentMediaType": "application/avro"}  # fmt: skip
+    for status in ("200", "201"):
+        answer = route["responses"][status]
+        answer["content"] = {**answer["content"], "application/avro": {"schema": file}}
+    route["description"] += " With `Accept: application/avro` the results of an array, of NDJSON or of Avro are Avro."
+    return route
 
 
 def _id() -> dict[str, Any]:

@@ -150,6 +150,14 @@ class FrameCodec:
     def __repr__(self) -> str:
         return f"FrameCodec({self.topic!r}, {[event_type.name for event_type in self.event_types]})"
 
+    def reading(self, events: Any) -> FrameCodec:
+        """This codec for frames whose events were written with the schema ``events``. Raises `SchemaError`."""
+        fields = [
+            {**found, "type": {"type": "array", "items": events}} if found["name"] == "events" else found
+            for found in self.schema["fields"]
+        ]
+        return FrameCodec(self.topic, self.schema, {**self.schema, "fields": fields})
+
     def event_type(self, name: str) -> EventType:
         """The event type of that name; KeyError names those there are."""
         try:

@@ -362,6 +362,18 @@ def test_results_come_when_asked_for(environment: Settings, session: httpx.Clien
             {"type": "CreateAccount", **accounts([3004], ledger=6)[0]},
         ]  # fmt: skip
         mixed = write(session, "/v1/ledger/events", ndjson(both), "application/x-ndjson", Prefer="wait=20")
+        file = write(session, "/v1/ledger/events", ndjson(both), "application/x-ndjson", Prefer="wait=20",
+                     Accept="application/avro, application/json;q=0.5")  # fmt: skip
+        refused = write(session, "/v1/ledger/events", ndjson([*both, {"type": "CreateAccount"}]),
+                        "application/x-ndjson", Prefer="wait=20", Accept="application/avro")  # fmt: skip
+    assert (file.status_code, file.headers["Content-Type"]) == (200, "application/avro")
+    records: Any = fastavro.reader(io.BytesIO(file.content))
+    assert [(found["record"], found["id"], found["result"], found["shard"]) for found in records] == [
+        (0, 3002, "exists", 2), (1, 3003, "exists", 1), (2, 1, "exists", 1), (3, 2, "id_already_failed", 1),
+        (4, 3004, "exists", 2),
+    ]  # fmt: skip
+    assert refused.status_code == 207  # what was not passed on has no place in the file
+    assert (len(refused.json()["results"]), len(refused.json()["errors"])) == (5, 1)
     assert mixed.status_code == 200
     assert [(found["line"], found["id"], found["result"]) for found in mixed.json()["results"]] == [
         (1, 3002, "created"), (2, 3003, "created"), (3, 1, "created"), (4, 2, "credit_account_not_found"),

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from api.bulk_import import Import
 from api.client import (
@@ -370,10 +371,10 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
     with LedgerClient(*credentials, transport=transport, batch_events=1_000) as client:
         opened(client, LEDGER)
         sent = moves(2_500, LEDGER, 1 << 90)
-        sent[1_700] = sent[1_700]._replace(debit_account_id=5)
+        sent[1_700] = replace(sent[1_700], debit_account_id=5)
         # a chain over the edge of a request stays whole: its second member fails both
-        sent[999] = sent[999]._replace(flags=TransferFlags.linked)
-        sent[1_000] = sent[1_000]._replace(credit_account_id=sent[1_000].debit_account_id)
+        sent[999] = replace(sent[999], flags=TransferFlags.linked)
+        sent[1_000] = replace(sent[1_000], credit_account_id=sent[1_000].debit_account_id)
         results = client.create_transfers(sent)
         assert [result.id for result in results] == [transfer.id for transfer in sent]
         failed = {at: result.result for at, result in enumerate(results) if not result.ok}
@@ -391,6 +392,8 @@ def test_the_client_gives_a_result_per_event_whatever_is_lost(credentials: tuple
             client.account(12345, ledger=LEDGER)
         with pytest.raises(ValueError, match="amount"):
             client.create_transfers([Transfer(1, amount=-1)])
+        with pytest.raises(ValueError, match=r"CreateTransfer\.amount: 1\.5 found"):
+            client.create_transfers([Transfer(1, amount=2), Transfer(2, amount=1.5)])  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="code"):
             client.create_accounts([Account(1, 1, 1 << 16)])
 
@@ -400,7 +403,7 @@ async def test_calls_at_the_same_time_travel_together(credentials: tuple[str, st
     async with AsyncLedgerClient(*credentials, transport=transport, in_flight=1) as client:
         await client.create_accounts([Account(first_of(LEDGER + 4) + n, LEDGER + 4, 1) for n in range(10)])
         before = transport.writes
-        chain = [transfer._replace(flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
+        chain = [replace(transfer, flags=TransferFlags.linked) for transfer in moves(3, LEDGER + 4, 1 << 80)]
         calls = [client.create_transfers([move]) for move in moves(500, LEDGER + 4, 1 << 91)]
         *alone, open_chain = await asyncio.gather(*calls, client.create_transfers(chain))
         assert {result.result for results in alone for result in results} == {"created"}

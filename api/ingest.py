@@ -575,11 +575,12 @@ class LedgerIngest(Ingest):
         codec = ledger_answer_codec()
         rows = codec.new_rows(sum(len(replies) for _, replies in answers))
         results = rows.view(codec.event_types[0].dtype)[:, 0]  # both kinds have the same fields
+        first = 1 if sent.position_name == "line" else 0
         start = 0
         for entry, (sequence, replies) in zip(sent.waiting, answers, strict=True):
             stop = start + len(replies)
             rows[start:stop, : replies.rows.shape[1]] = replies.rows
-            results["record"][start:stop] = entry.positions
+            results["record"][start:stop] = np.array(entry.positions) - first
             results["shard"][start:stop] = entry.run.shard
             results["sequence"][start:stop] = sequence
             start = stop

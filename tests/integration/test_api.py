@@ -368,7 +368,7 @@ def test_results_come_when_asked_for(environment: Settings, session: httpx.Clien
                         "application/x-ndjson", Prefer="wait=20", Accept="application/avro")  # fmt: skip
     assert (file.status_code, file.headers["Content-Type"]) == (200, "application/avro")
     records: Any = fastavro.reader(io.BytesIO(file.content))
-    assert [(found["record"], found["id"], found["result"], found["shard"]) for found in records] == [
+    assert [(found["record"], int(found["id"]), found["result"], found["shard"]) for found in records] == [
         (0, 3002, "exists", 2), (1, 3003, "exists", 1), (2, 1, "exists", 1), (3, 2, "id_already_failed", 1),
         (4, 3004, "exists", 2),
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 Ways: `streambank score` with the model server, `streambank score` with the model in its process, and the Flink job
 with the model in it; each is the real one, in processes of its own, and so is the server. The model has the project's
-own settings (300 trees, depth 5), trained on a small world: its figures do not matter, its cost does.
+own settings (400 trees, depth 5), trained on a small world: its figures do not matter, its cost does.
 
 Frames of features lie in the topic before a scorer starts; the rate is that of Kafka's timestamps from the first
 decision to the last: starting is not counted. The baseline of each way is the same one with one transaction per

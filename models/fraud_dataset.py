@@ -26,7 +26,7 @@ BASE_INPUTS: Final = (
     "tn1", "risk1", "tn7", "risk7", "tn30", "risk30",
 )  # fmt: skip
 """The published yardstick's inputs, in its order."""
-INPUTS: Final = (*BASE_INPUTS, "amount_to_avg7", "amount_to_avg30")
+INPUTS: Final = (*BASE_INPUTS, "amount_to_avg7", "amount_to_avg30", "avg1_to_avg30", "avg7_to_avg30")
 """What models are trained on unless told otherwise."""
 
 MICROS_PER_DAY: Final = 86_400_000_000
@@ -41,7 +41,8 @@ def model_inputs(vectors: NDArray[np.void], names: tuple[str, ...] = INPUTS) -> 
 
     ``amount`` is in currency units, ``avgN`` the customer's average amount of N days in currency units, ``riskN`` the
     share of frauds in the terminal's delayed window of N days (0 for an empty one), ``amount_to_avgN`` the amount as a
-    multiple of avgN (1 where avgN is 0). Other names are fields as they are. Raises `UnknownInputError`.
+    multiple of avgN and ``avgM_to_avgN`` avgM as one (1 where avgN is 0). Other names are fields as they are. Raises
+    `UnknownInputError`.
     """
     return np.stack([_column(vectors, name) for name in names], axis=1)
 
@@ -54,12 +55,15 @@ def _column(vectors: NDArray[np.void], name: str) -> NDArray[np.float64]:
         return np.asarray(vectors[f"cs{name[3:]}"] / np.maximum(vectors[f"cn{name[3:]}"], 1) / 100.0)
     if name.startswith("risk") and f"tf{name[4:]}" in fields:
         return np.asarray(vectors[f"tf{name[4:]}"] / np.maximum(vectors[f"tn{name[4:]}"], 1))
-    if name.startswith("amount_to_avg") and f"cs{name[13:]}" in fields:
-        average = _column(vectors, name[10:])
-        return np.asarray(np.where(average > 0, vectors["amount"] / 100.0 / np.where(average > 0, average, 1), 1.0))
+    dividend, found, average = name.partition("_to_avg")
+    if found and (dividend == "amount" or dividend.startswith("avg")) and f"cs{average}" in fields:
+        usual = _column(vectors, f"avg{average}")
+        return np.asarray(np.where(usual > 0, _column(vectors, dividend) / np.where(usual > 0, usual, 1), 1.0))
     if name in fields and vectors.dtype[name].kind in "iu":
         return np.asarray(vectors[name].astype(np.float64))
-    raise UnknownInputError(f"{name!r} is not a field of feature vectors, nor avgN, riskN or amount_to_avgN of them")
+    raise UnknownInputError(
+        f"{name!r} is not a field of feature vectors, nor avgN, riskN, amount_to_avgN or avgM_to_avgN of them"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,10 @@ class Recipe:
         return asdict(self) | {"settings": dict(self.settings), "inputs": list(self.inputs)}
 
 
-_BOOK_XGBOOST: Final = {"tree_method": "exact", "n_estimators": 100, "max_depth": 6, "learning_rate": 0.3}
+_BOOK_XGBOOST: Final = {
+    "tree_method": "exact", "n_estimators": 100, "max_depth": 6, "learning_rate": 0.3, "subsample": 1.0,
+    "colsample_bytree": 1.0, "min_child_weight": 1.0,
+}  # fmt: skip
 BASELINES: Final[dict[str, Recipe]] = {
     "logistic regression": Recipe("logistic-regression", BASE_INPUTS, 7, scale=True),
     "decision tree, depth 2": Recipe("decision-tree", BASE_INPUTS, 7, settings={"max_depth": 2}, scale=True),
@@ -74,8 +77,8 @@ def _classifier(recipe: Recipe) -> Any:
     match recipe.algorithm:
         case "xgboost":
             chosen = {
-                "n_estimators": 300, "max_depth": 5, "learning_rate": 0.05, "tree_method": "hist", "base_score": 0.5,
-                "subsample": 1.0, "colsample_bytree": 1.0, "min_child_weight": 1.0, "reg_lambda": 1.0,
+                "n_estimators": 400, "max_depth": 5, "learning_rate": 0.035, "tree_method": "hist", "base_score": 0.5,
+                "subsample": 0.8, "colsample_bytree": 0.7, "min_child_weight": 5.0, "reg_lambda": 1.0,
                 "scale_pos_weight": recipe.fraud_weight, "n_jobs": 2, "random_state": recipe.seed,
             } | given  # fmt: skip
             return XGBClassifier(**chosen)

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
 from infra.cli.model import register
-from models.fraud_dataset import BASE_INPUTS, FraudDataset, UnknownInputError, dataset_of, model_inputs
+from models.fraud_dataset import BASE_INPUTS, INPUTS, FraudDataset, UnknownInputError, dataset_of, model_inputs
 from models.fraud_evaluation import fold
 from models.fraud_reasons import reasons
 from models.fraud_registry import ModelVersion, NotPromotedError, Registry
@@ -37,6 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+WIDTH = len(INPUTS)
 TREES = Recipe(train_days=28, settings={"n_estimators": 20, "max_depth": 3})
 LINEAR = Recipe("logistic-regression", BASE_INPUTS, 14)
 
@@ -187,17 +188,17 @@ async def test_tensorflow_shape(
         ("/v1/models/fraud/labels/stable:predict", {"instances": []}, 404, "no version has the label"),
         ("/v1/models/fraud:predict", {}, 400, "exactly one of"),
         ("/v1/models/fraud:predict", [], 400, "must be a JSON object"),
-        ("/v1/models/fraud:predict", {"instances": [[1, 2]]}, 400, "expected (rows, 17)"),
-        ("/v1/models/fraud:predict", {"instances": [["a"] * 17]}, 400, "must be numbers"),
-        ("/v1/models/fraud:predict", {"instances": [[1] * 17, [1]]}, 400, "must be numbers"),
-        ("/v1/models/fraud:predict", {"instances": [[float("nan")] * 17]}, 400, "not a finite number"),
+        ("/v1/models/fraud:predict", {"instances": [[1, 2]]}, 400, f"expected (rows, {WIDTH})"),
+        ("/v1/models/fraud:predict", {"instances": [["a"] * WIDTH]}, 400, "must be numbers"),
+        ("/v1/models/fraud:predict", {"instances": [[1] * WIDTH, [1]]}, 400, "must be numbers"),
+        ("/v1/models/fraud:predict", {"instances": [[float("nan")] * WIDTH]}, 400, "not a finite number"),
         ("/v1/models/fraud:predict", {"instances": [{"amount": 1}]}, 400, "row 0: missing weekend"),
-        ("/v1/models/fraud:predict", {"instances": [[0] * 17] * (MAX_ROWS + 1)}, 413, "at most"),
+        ("/v1/models/fraud:predict", {"instances": [[0] * WIDTH] * (MAX_ROWS + 1)}, 413, "at most"),
         ("/v2/models/fraud/infer", {"inputs": []}, 400, "list of tensors"),
         ("/v2/models/fraud/infer", {"inputs": [{"name": "inputs"}]}, 400, "name, shape, datatype and data"),
         (
             "/v2/models/fraud/infer",
-            {"inputs": [{"name": "inputs", "shape": [1, 17], "datatype": "FP64", "data": [1]}]}, 400, "do not fill",
+            {"inputs": [{"name": "inputs", "shape": [1, WIDTH], "datatype": "FP64", "data": [1]}]}, 400, "do not fill",
         ),
         ("/invocations", {"rows": []}, 400, "exactly one of"),
     ],
@@ -219,9 +220,9 @@ async def test_open_inference_protocol(
     assert await get(client, "/v2/health/ready") == (200, {"ready": True})
     assert (await get(client, "/v2/models/fraud/ready"))[1]["ready"] is True
     described = (await get(client, "/v2/models/fraud"))[1]
-    assert described["inputs"] == [{"name": "inputs", "datatype": "FP64", "shape": [-1, 17]}]
+    assert described["inputs"] == [{"name": "inputs", "datatype": "FP64", "shape": [-1, WIDTH]}]
     flat = [value for row in rows for value in row]
-    tensor = {"name": "inputs", "shape": [len(rows), 17], "datatype": "FP64", "data": flat}
+    tensor = {"name": "inputs", "shape": [len(rows), WIDTH], "datatype": "FP64", "data": flat}
     status, found = await post(client, "/v2/models/fraud/infer", {"id": "7", "inputs": [tensor]})
     assert (status, found["id"], found["model_version"]) == (200, "7", "1")
     assert found["outputs"][0]["shape"] == [len(rows)]
@@ -270,7 +271,7 @@ async def test_tritons_client(registry: Registry, versions: list[ModelVersion], 
             found = infer(challenger_rows, "FP64", True, "2")
             assert found.as_numpy(output["name"]) == pytest.approx(challenger_scores)
 
-            with pytest.raises(InferenceServerException, match=r"expected \(rows, 17\)"):
+            with pytest.raises(InferenceServerException, match=rf"expected \(rows, {WIDTH}\)"):
                 infer([[1.0]], "FP64", True)
             with pytest.raises(InferenceServerException, match="no version 99"):
                 infer(rows, "FP64", True, "99")
@@ -281,13 +282,18 @@ async def test_tritons_client(registry: Registry, versions: list[ModelVersion], 
         assert at.port
         await asyncio.to_thread(ask, at.port)
         async with ClientSession(at.make_url("/")) as session:
-            tensor = {"name": "inputs", "shape": [1, 17], "datatype": "FP64", "parameters": {"binary_data_size": 136}}
+            tensor = {
+                "name": "inputs",
+                "shape": [1, WIDTH],
+                "datatype": "FP64",
+                "parameters": {"binary_data_size": 8 * WIDTH},
+            }
             good = json.dumps({"inputs": [tensor]}).encode()
             for body, length, said in (
-                (good + b"\0" * 128, len(good), "of the 128 bytes behind"),
-                (good + b"\0" * 144, len(good), "8 bytes behind the tensors belong to none"),
-                (good + b"\0" * 136, len(good) + 137, "at most the body's"),
-                (good + b"\0" * 136, "x", "at most the body's"),
+                (good + b"\0" * 8 * (WIDTH - 1), len(good), f"of the {8 * (WIDTH - 1)} bytes behind"),
+                (good + b"\0" * 8 * (WIDTH + 1), len(good), "8 bytes behind the tensors belong to none"),
+                (good + b"\0" * 8 * WIDTH, len(good) + 8 * WIDTH + 1, "at most the body's"),
+                (good + b"\0" * 8 * WIDTH, "x", "at most the body's"),
             ):
                 headers = {"Inference-Header-Content-Length": str(length)}
                 async with session.post("/v2/models/fraud/infer", data=body, headers=headers) as response:
@@ -377,7 +383,7 @@ async def test_not_ready_before_the_first_champion(empty: Registry) -> None:
     async with TestServer(ModelServer(empty).app()) as at, ClientSession(at.make_url("/")) as client:
         assert (await get(client, "/v2/health/ready"))[0] == 503
         assert (await get(client, "/v2/health/live"))[0] == 200
-        assert (await post(client, "/v1/models/fraud-empty:predict", {"instances": [[0.0] * 17]}))[0] == 503
+        assert (await post(client, "/v1/models/fraud-empty:predict", {"instances": [[0.0] * WIDTH]}))[0] == 503
 
 
 def test_calibration_keeps_order_and_fits(data: FraudDataset) -> None:

@@ -29,7 +29,7 @@ def of_onnx_runtime(exported: bytes, rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("depth", [1, 5, MAX_DEPTH])
 def test_boosted_trees_score_as_onnx_runtime_does(data: FraudDataset, depth: int) -> None:
-    recipe = Recipe(settings={"n_estimators": 40, "max_depth": depth, "learning_rate": 0.5})
+    recipe = Recipe(settings={"n_estimators": 40, "max_depth": depth, "learning_rate": 0.5, "min_child_weight": 1.0})
     exported = export(fit(recipe, data), recipe, data, {})
     trees = ensemble_of(exported)
     assert trees is not None

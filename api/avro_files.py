@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -57,7 +57,7 @@ def container(codec: FrameCodec, rows: Rows) -> bytes:
 
 def container_events(codec: FrameCodec, body: bytes) -> Events:
     """The events of a file of one block, not compressed, whose schema can be read as that of ``codec``. Raises
-    `FrameError` or `SchemaError` for anything else."""
+    `FrameError` or `SchemaError` for anything else, `msgspec.DecodeError` where the schema is no JSON."""
     schema, at = _read_header(body)
     count, at = _read_long(body, at + SYNC_BYTES)
     size, at = _read_long(body, at)
@@ -77,10 +77,7 @@ def block_events(codec: FrameCodec, block: bytes, count: int) -> Events:
 @lru_cache(maxsize=16)
 def _header(codec: FrameCodec) -> bytes:
     [events] = [found for found in codec.schema["fields"] if found["name"] == "events"]
-    pairs: tuple[tuple[bytes, Any], ...] = (
-        (b"avro.schema", msgspec.json.encode(events["type"]["items"])),
-        (b"avro.codec", b"null"),
-    )
+    pairs = ((b"avro.schema", msgspec.json.encode(events["type"]["items"])), (b"avro.codec", b"null"))
     text = b"".join(_long(len(part)) + part for pair in pairs for part in pair)
     return AVRO_MAGIC + _long(len(pairs)) + text + b"\0"
 
